@@ -1,0 +1,127 @@
+"""The study in order. `snakemake --cores 2 book` runs the notebooks at demo scale and builds the book.
+
+    snakemake --cores 2 study --config scale=smoke
+    snakemake --cores 2 study --config profile=camus cohort=/path/to/CAMUS_public
+    snakemake --cores 2 study --config prompt=P3 seed=1      # any notebook parameter
+    snakemake study --executor slurm --jobs 8                 # on a cluster
+
+Each rule executes one notebook with Papermill into its run folder. A complete run is kept, an interrupted one
+resumes. An unknown or mistyped parameter stops everything before the first cell.
+"""
+
+import shlex
+import sys
+
+from echovlsm import parameters, runs
+
+ROOT = Path(workflow.basedir)
+NOTEBOOKS = ("01_cohort", "03_prompts", "04_training", "05_evaluation")
+SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
+PROFILE = str(config.get("profile", config.get("scale", "demo")))
+PROFILE_FILE = f"notebooks/profiles/{PROFILE}.yaml"
+DECLARED = {name: parameters.notebook_parameters(ROOT / source) for name, source in SOURCES.items()}
+CHANGES = {key: value for key, value in config.items() if key not in {"profile", "scale"}}
+VALUES = {**parameters.notebook_defaults(ROOT / SOURCES["04_training"]), **parameters.read_profile(ROOT / PROFILE_FILE), **CHANGES}
+parameters.check_values(CHANGES, {k: v for declared in DECLARED.values() for k, v in declared.items()}, "--config")
+if "profile" in config and "scale" in config:
+    CHANGES["scale"] = config["scale"]
+
+COHORT = Path(VALUES["cohort"]).name
+CELL = runs.run_path(PROFILE, VALUES["cohort"], *(VALUES[k] for k in ("model", "prompt")), "real", VALUES["encoders"], VALUES["seed"])
+CELL = CELL.relative_to(ROOT)
+EXECUTED = {
+    "01_cohort": f"runs/{PROFILE}/{COHORT}/01_cohort/01_cohort.ipynb",
+    "03_prompts": f"runs/{PROFILE}/{COHORT}/03_prompts/03_prompts.ipynb",
+    "04_training": f"{CELL}/04_training.ipynb",
+    "05_evaluation": f"{CELL}/05_evaluation.ipynb",
+}
+# Not what only publishes: a change of the book's look trains nothing again.
+CODE = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "scenes", "pretraining"}]
+
+
+def command(name):
+    """The command that executes one notebook with the profile's and the command line's parameters."""
+    changes = {key: value for key, value in CHANGES.items() if key in DECLARED[name]}
+    given = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in changes.items())
+    return f"{sys.executable} -m echovlsm.execute {SOURCES[name]} {EXECUTED[name]} -f {PROFILE_FILE} {given}"
+
+
+localrules:
+    study,
+    book,
+
+
+rule book:
+    input:
+        EXECUTED.values(),
+        "_config.yml",
+        "_toc.yml",
+        "echovlsm/book.py",
+        [str(p) for p in Path("book").rglob("*") if p.is_file()],
+    output:
+        f"_build/{PROFILE}/_build/html/index.html",
+    params:
+        pages=" ".join(f"--executed notebooks/{name}={path}" for name, path in EXECUTED.items()),
+        out=f"_build/{PROFILE}",
+    shell:
+        "{sys.executable} -m echovlsm.book build --scale {PROFILE} {params.pages} --out {params.out}"
+
+
+rule study:
+    input:
+        EXECUTED.values(),
+
+
+rule cohort:
+    input:
+        SOURCES["01_cohort"],
+        PROFILE_FILE,
+        CODE,
+    output:
+        EXECUTED["01_cohort"],
+    threads: 2
+    shell:
+        command("01_cohort")
+
+
+rule prompts:
+    input:
+        SOURCES["03_prompts"],
+        PROFILE_FILE,
+        CODE,
+        EXECUTED["01_cohort"],
+    output:
+        EXECUTED["03_prompts"],
+    threads: 2
+    shell:
+        command("03_prompts")
+
+
+rule train:
+    input:
+        SOURCES["04_training"],
+        PROFILE_FILE,
+        CODE,
+        EXECUTED["01_cohort"],
+    output:
+        EXECUTED["04_training"],
+    threads: 2
+    resources:
+        gpu=1,
+    shell:
+        command("04_training")
+
+
+rule evaluate:
+    input:
+        SOURCES["05_evaluation"],
+        PROFILE_FILE,
+        CODE,
+        EXECUTED["04_training"],
+    output:
+        EXECUTED["05_evaluation"],
+    threads: 2
+    resources:
+        gpu=1,
+    shell:
+        command("05_evaluation")

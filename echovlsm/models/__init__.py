@@ -1,0 +1,51 @@
+"""Vision-language segmentation models behind one call.
+
+``load(name, weights, encoders)`` gives a model that is called as
+``model(pixel_values (B, 3, H, W), input_ids (B, L), attention_mask) -> logits (B, H, W)``
+and carries its own tokenizer and picture normalisation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from echovlsm.models.clipseg import CLIPSeg
+
+MODELS: tuple[str, ...] = ("clipseg",)
+"""Names that `load` knows."""
+
+ENCODERS: tuple[str, ...] = ("frozen", "unfrozen")
+"""How the two CLIP encoders take part in training."""
+
+
+class ModelError(ValueError):
+    """A model name, weights folder or input that cannot be used; the message names it and the remedy."""
+
+
+def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg:
+    """Load a vision-language segmentation model.
+
+    Parameters
+    ----------
+    name
+        One of `MODELS`.
+    weights
+        A folder in Hugging Face layout (`config.json`, `model.safetensors`, tokenizer files) or a hub id
+        such as ``CIDAS/clipseg-rd64-refined``. A path that exists on disk is always taken as a folder.
+    encoders
+        ``frozen`` trains the decoder only; ``unfrozen`` trains the encoders too.
+
+    Raises
+    ------
+    ModelError
+        Unknown name or encoder mode, or weights that are not there.
+    """
+    if name not in MODELS:
+        raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(MODELS)}")
+    if encoders not in ENCODERS:
+        raise ModelError(f"encoders: {encoders!r} is not known; choose one of {', '.join(ENCODERS)}")
+    from echovlsm.models.clipseg import CLIPSeg
+
+    return CLIPSeg.from_pretrained(weights, encoders=encoders)

@@ -1,0 +1,265 @@
+"""CLIPSeg (Lüddecke & Ecker, CVPR 2022) over Transformers' implementation, with encoders that can learn.
+
+Transformers' ``CLIPSegForImageSegmentation.forward`` runs both CLIP encoders under ``torch.no_grad``,
+so setting ``requires_grad`` on them trains nothing. The forward pass here calls the same submodules with
+the same arguments and leaves gradients on where they are wanted: in eval mode the logits are bit-equal to
+Transformers' own.
+
+A picture is encoded once, however many structures are asked of it (see `CLIPSeg.forward`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from echovlsm.models import ModelError
+
+transformers_logging.disable_progress_bar()  # files are local and small; the bars only litter notebooks
+
+IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
+IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class CLIPSeg(nn.Module):
+    """CLIPSeg with its tokenizer and picture normalisation.
+
+    Parameters
+    ----------
+    segmenter
+        Transformers' model; its weights are used as they are.
+    tokenizer
+        The tokenizer that belongs to the text encoder.
+    image_mean, image_std
+        Per-channel normalisation of pictures scaled to 0-1 (CLIPSeg: ImageNet's).
+    encoders
+        ``frozen`` or ``unfrozen``.
+    """
+
+    name = "clipseg"
+
+    def __init__(
+        self,
+        segmenter: CLIPSegForImageSegmentation,
+        tokenizer: PreTrainedTokenizerBase,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        encoders: str = "unfrozen",
+    ) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.tokenizer = tokenizer
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
+        self.encoders = encoders
+        self._set_trainable()
+
+    # -- loading and saving -------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg:
+        """Load from a Hugging Face folder or hub id; pickled weights are only read with ``weights_only``.
+
+        Raises
+        ------
+        ModelError
+            The folder is missing, is no CLIPSeg folder, lacks weights, or the hub cannot be reached.
+        """
+        weights = str(weights)
+        folder = Path(weights)
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise ModelError(
+                    f"weights: {weights} has no config.json; give a folder in Hugging Face layout"
+                )
+        elif weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
+            raise ModelError(f"weights: the folder {weights} does not exist")
+        try:
+            config = CLIPSegConfig.from_pretrained(weights)
+            if config.model_type != "clipseg":
+                raise ModelError(f"weights: {weights} holds a {config.model_type!r} model, not CLIPSeg")
+            segmenter, report = CLIPSegForImageSegmentation.from_pretrained(
+                weights, config=config, dtype=torch.float32, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(weights)
+        except OSError as error:
+            raise ModelError(
+                f"weights: cannot load {weights!r}: {str(error).splitlines()[0]} "
+                "Give a folder that holds config.json, model.safetensors and the tokenizer, or go online."
+            ) from error
+        absent = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
+        if absent:
+            raise ModelError(f"weights: {weights} lacks {len(absent)} tensors, the first is {absent[0]}")
+        mean, std = _read_normalisation(weights)
+        return cls(segmenter, tokenizer, mean, std, encoders)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config, `model.safetensors`, tokenizer and `preprocessor_config.json` into `folder`."""
+        self.segmenter.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+        _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels that the position embeddings were made for."""
+        return int(self.segmenter.config.vision_config.image_size)
+
+    # -- what learns --------------------------------------------------------------------------------
+
+    def _set_trainable(self) -> None:
+        """Mark exactly the parameters that the loss can reach in the chosen encoder mode."""
+        config = self.segmenter.config
+        self.segmenter.requires_grad_(False)
+        self.segmenter.decoder.requires_grad_(True)
+        if self.encoders == "unfrozen":
+            clip = self.segmenter.clip
+            clip.text_model.requires_grad_(True)
+            clip.text_projection.requires_grad_(True)
+            vision = clip.vision_model
+            vision.embeddings.requires_grad_(True)
+            vision.pre_layrnorm.requires_grad_(True)
+            # Layers behind the last one that feeds the decoder never influence the mask.
+            vision.encoder.layers[: max(config.extract_layers) + 1].requires_grad_(True)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The model's parts by name, for a table of parameters."""
+        clip = self.segmenter.clip
+        text = nn.ModuleList([clip.text_model, clip.text_projection])
+        return {
+            "image encoder": clip.vision_model,
+            "text encoder": text,
+            "decoder": self.segmenter.decoder,
+            "all": self,
+        }
+
+    def train(self, mode: bool = True) -> CLIPSeg:
+        """Set training mode; frozen encoders stay in eval mode."""
+        super().train(mode)
+        if self.encoders == "frozen":
+            self.segmenter.clip.eval()
+        return self
+
+    def _encoder_gradients(self) -> contextlib.AbstractContextManager:
+        return torch.no_grad() if self.encoders == "frozen" else contextlib.nullcontext()
+
+    # -- inputs -------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both int64 (N, L), padded to the longest text.
+
+        Raises
+        ------
+        ModelError
+            A text is longer than the text encoder's positions: cutting it would drop words silently.
+        """
+        limit = self.segmenter.config.text_config.max_position_embeddings
+        encoded = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        if encoded["input_ids"].shape[1] > limit:
+            longest = max(texts, key=len)
+            raise ModelError(f"prompt: longer than {limit} tokens: {longest!r}; shorten it")
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    def normalise(self, images: Tensor | np.ndarray) -> Tensor:
+        """Grey pictures uint8 (B, H, W) or colour uint8 (B, 3, H, W) to float32 (B, 3, H, W), normalised."""
+        values = torch.as_tensor(images).to(self.image_mean.device)
+        if values.ndim == 3:
+            values = values[:, None].expand(-1, 3, -1, -1)
+        return (values.float() / 255 - self.image_mean) / self.image_std
+
+    # -- forward ------------------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Activations for the decoder: one (B, 1 + patches, width) tensor for each extract layer."""
+        height, width = pixel_values.shape[-2:]
+        if height != width:
+            raise ModelError(
+                f"pixel_values: {height} x {width} is not square; CLIPSeg's decoder needs a square"
+            )
+        layers = [layer + 1 for layer in self.segmenter.config.extract_layers]
+        with self._encoder_gradients():
+            outputs = self.segmenter.clip.get_image_features(
+                pixel_values=pixel_values, interpolate_pos_encoding=True, output_hidden_states=layers
+            )
+        return tuple(outputs.hidden_states[layer] for layer in layers)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Conditional embeddings (N, projection_dim) of N prompts (N, L)."""
+        with self._encoder_gradients():
+            features = self.segmenter.clip.get_text_features(input_ids, attention_mask=attention_mask)
+        return features.pooler_output
+
+    def decode(self, activations: Sequence[Tensor], conditional: Tensor) -> Tensor:
+        """Logits (N, h, w) of N pictures' activations under N conditional embeddings."""
+        return self.segmenter.decoder(tuple(activations), conditional).logits
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Segment what the prompts name.
+
+        Parameters
+        ----------
+        pixel_values
+            Normalised pictures, float (B, 3, H, W), H = W.
+        input_ids, attention_mask
+            One prompt a picture, int64 (B, L), or S prompts a picture, (B, S, L): then each picture is
+            encoded once and each distinct prompt of the batch once.
+
+        Returns
+        -------
+        Tensor
+            Logits at input size, (B, H, W) or (B, S, H, W).
+        """
+        if input_ids.shape[0] != pixel_values.shape[0]:
+            raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} pictures")
+        activations = self.encode_image(pixel_values)
+        if input_ids.ndim == 2:
+            logits = self.decode(activations, self.encode_text(input_ids, attention_mask))
+            return _to_size(logits, pixel_values.shape[-2:])
+        batch, prompts, length = input_ids.shape
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = torch.cat([input_ids.reshape(-1, length), mask.reshape(-1, length)], dim=1)
+        distinct, where = torch.unique(rows, dim=0, return_inverse=True)
+        conditional = self.encode_text(distinct[:, :length], distinct[:, length:])[where]
+        repeated = [activation.repeat_interleave(prompts, dim=0) for activation in activations]
+        logits = _to_size(self.decode(repeated, conditional), pixel_values.shape[-2:])
+        return logits.view(batch, prompts, *logits.shape[-2:])
+
+
+def _to_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring (N, h, w) logits to `size`; a no-op when the patch size divides the picture."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return functional.interpolate(logits[:, None], size=tuple(size), mode="bilinear", align_corners=False)[
+        :, 0
+    ]
+
+
+def _read_normalisation(weights: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and sd from `preprocessor_config.json`; ImageNet's, CLIPSeg's own, where there is none."""
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    try:
+        config, _ = BaseImageProcessor.get_image_processor_dict(weights)
+    except OSError:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
+
+
+def _write_normalisation(folder: str | Path, size: int, mean: Tensor, std: Tensor) -> None:
+    from transformers import ViTImageProcessorPil
+
+    processor = ViTImageProcessorPil(
+        size={"height": size, "width": size},
+        image_mean=[round(float(value), 6) for value in mean],
+        image_std=[round(float(value), 6) for value in std],
+    )
+    processor.save_pretrained(folder)

@@ -1,0 +1,156 @@
+"""Notebook parameters: checked against the notebook's own annotations before anything runs.
+
+Papermill only warns of a name that it does not know and says nothing of a wrong type. Here both are errors:
+in a batch run before the kernel starts (`echovlsm.execute`), and in any other run in the notebook's second
+code cell (`check_parameters`).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from echovlsm import SPLITS
+
+SCALES: tuple[str, ...] = ("smoke", "demo", "full")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scale": SCALES,
+    "model": ("clipseg",),
+    "prompt": tuple(f"P{level}" for level in range(8)),
+    "encoders": ("frozen", "unfrozen"),
+    "cohort_split": ("official", "paper"),
+    "evaluate_on": SPLITS,
+    "variant": ("random", "0", "1"),
+    "mixed_precision": ("no", "fp16", "bf16"),
+    "missing": ("error", "omit"),
+}
+"""Allowed values of parameters that have a closed list."""
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+class ParameterError(ValueError):
+    """A notebook parameter that is unknown, has the wrong type or a value outside its list."""
+
+
+def notebook_parameters(notebook: str | Path) -> dict[str, str]:
+    """Names and type hints declared in a notebook's cell tagged `parameters`."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
+        raise ParameterError(f"{notebook}: no cell is tagged `parameters`")
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in ast.parse(tagged[0]).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def check_values(values: Mapping[str, Any], declared: Mapping[str, str], where: str) -> None:
+    """Check names, types and closed lists of parameter values.
+
+    Raises
+    ------
+    ParameterError
+        Names every problem at once, with the nearest known name for an unknown one.
+    """
+    problems = []
+    for name, value in values.items():
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(sorted(declared))}"
+            problems.append(f"unknown parameter `{name}`{hint}")
+            continue
+        kind = declared[name]
+        if not isinstance(value, _TYPES.get(kind, object)) or (isinstance(value, bool) and kind != "bool"):
+            problems.append(f"parameter `{name}` must be {kind}, not {type(value).__name__} {value!r}")
+        elif name in CHOICES and value not in CHOICES[name]:
+            near = difflib.get_close_matches(str(value), CHOICES[name], n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            problems.append(f"parameter `{name}` is {value!r}; {hint}allowed: {', '.join(CHOICES[name])}")
+    if problems:
+        raise ParameterError(f"{where}: " + "; ".join(problems))
+
+
+def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a notebook's parameters from inside it, in the cell after the one tagged `parameters`.
+
+    The notebook's own annotations (``prompt: str = "P1"``) are the schema. What Papermill injected is read
+    from its cell (it begins with ``# Parameters``), so a name that nothing declares is found.
+    A name that belongs to another notebook passes only with the value that the scale's profile gives it:
+    a profile serves all notebooks.
+
+    Parameters
+    ----------
+    namespace
+        ``globals()`` of the notebook.
+
+    Returns
+    -------
+    dict
+        The declared parameters and their values.
+    """
+    declared = {
+        name: getattr(hint, "__name__", str(hint)) for name, hint in namespace["__annotations__"].items()
+    }
+    injected: dict[str, Any] = {}
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    injected[node.targets[0].id] = namespace[node.targets[0].id]
+    values = {name: namespace[name] for name in declared}
+    foreign = {name: value for name, value in injected.items() if name not in declared}
+    profile = _profile_of(values.get("profile"))
+    unknown = {
+        name: value for name, value in foreign.items() if name not in profile or profile[name] != value
+    }
+    check_values({**values, **unknown}, declared, "parameters")
+    return values
+
+
+def _profile_of(name: str | None) -> dict[str, Any]:
+    from echovlsm.runs import project_root
+
+    path = project_root() / "notebooks" / "profiles" / f"{name}.yaml"
+    return read_profile(path) if path.is_file() else {}
+
+
+def read_profile(path: str | Path) -> dict[str, Any]:
+    """A Papermill parameter file (`notebooks/profiles/*.yaml`): a flat mapping of names to values."""
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise ParameterError(f"profile: {path} does not exist; there are: {known}")
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
+        raise ParameterError(f"profile: {path} must be a flat mapping `name: value`")
+    return values
+
+
+def parameters_for(
+    notebook: str | Path, profile: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The part of a profile that a notebook declares, with `changes` on top (which it must declare)."""
+    declared = notebook_parameters(notebook)
+    return {**{name: value for name, value in profile.items() if name in declared}, **changes}
+
+
+def notebook_defaults(notebook: str | Path) -> dict[str, Any]:
+    """Names and default values of a notebook's cell tagged `parameters`."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    return {
+        node.target.id: ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+    }

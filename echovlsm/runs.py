@@ -1,0 +1,297 @@
+"""Runs: a folder that says how its numbers came about.
+
+A run folder holds `run.yaml` (every parameter, versions, commit, device, data and weights hashes, scale),
+`history.csv`, `scores.parquet`, `weights/` in Hugging Face layout and the executed notebooks. A complete run
+is skipped, an interrupted one resumes, and a folder made with other parameters is refused or made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from echovlsm.parameters import check_parameters
+
+__all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
+
+_RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "monai",
+    "numpy",
+    "scipy",
+    "pandas",
+    "nibabel",
+    "papermill",
+)
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as asked."""
+
+
+def project_root() -> Path:
+    """The folder of `_config.yml`: ECHOVLSM_ROOT, or above the working folder, or above the package."""
+    named = os.environ.get("ECHOVLSM_ROOT")
+    if named:
+        return Path(named)
+    for start in (Path.cwd(), Path(__file__).parent):
+        for folder in (start.resolve(), *start.resolve().parents):
+            if (folder / "_config.yml").is_file() and (folder / "notebooks").is_dir():
+                return folder
+    return Path.cwd()
+
+
+def resolve(path: str | Path) -> Path:
+    """A path as the parameters mean it: absolute, from home, or relative to the project's root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else project_root() / path
+
+
+# -- provenance -----------------------------------------------------------------------------------------
+
+
+def commit() -> str:
+    """Short hash of the commit, with `+` when tracked files differ from it; `unknown` without git."""
+    try:
+        options = {"cwd": project_root(), "capture_output": True, "text": True, "check": True}
+        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **options).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], **options
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if dirty else "")
+
+
+def package_versions() -> dict[str, str]:
+    """Python and the packages that the numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
+    }
+
+
+def device_name() -> str:
+    """The accelerator's name, or the processor with its number of threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def code_hash() -> str:
+    """Short sha256 of the package's modules that numbers depend on (not those that only draw or publish)."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        if path.name not in {"book.py", "figures.py", "runs.py", "pretraining.py", "scenes.py"}:
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(weights: str | Path) -> str:
+    """Short sha256 of a weights folder's tensors and config; for a hub id, the id itself."""
+    folder = resolve(weights)
+    if not folder.is_dir():
+        return f"hub:{weights}"
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"} or p.name == "config.json"
+    ):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def set_up(threads: int, seed: int) -> None:
+    """Fix thread count and seeds, which together make a CPU run repeat bit by bit."""
+    import torch
+    from accelerate.utils import set_seed
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+    set_seed(seed)
+
+
+# -- run folders ----------------------------------------------------------------------------------------
+
+
+class RunFolder:
+    """One run's folder.
+
+    Parameters
+    ----------
+    path
+        The folder; relative paths count from the project's root.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = resolve(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.yaml` says; empty before the run was started."""
+        file = self / "run.yaml"
+        return yaml.safe_load(file.read_text()) if file.is_file() else {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended."""
+        return self.record.get("status") == "complete"
+
+    def start(self, parameters: Mapping[str, Any], *, redo: bool = False, **provenance: Any) -> bool:
+        """Open the run for writing.
+
+        Parameters
+        ----------
+        parameters
+            Every parameter of the notebook.
+        redo
+            What to do with a folder whose run had other parameters, data, weights or code: make it again, or
+            refuse.
+        provenance
+            What else must be equal and belongs in `run.yaml`, such as `data_hash` and `weights_hash`.
+
+        Returns
+        -------
+        bool
+            True if there is work to do (from the start, or from where an equal run was interrupted), False if
+            an equal run is complete.
+
+        Raises
+        ------
+        RunError
+            The folder holds another run and `redo` is false.
+        """
+        asked = {"parameters": dict(parameters), "code_hash": code_hash(), **provenance}
+        before = self.record
+        differences = _differences(before, asked) if before else []
+        if differences and not redo:
+            raise RunError(
+                f"{self.path} holds a run made otherwise ({'; '.join(differences)}): name another `run` "
+                "folder, delete this one, or set redo=true"
+            )
+        if differences:
+            self._empty()
+        elif before.get("status") == "complete":
+            return False
+        values = {
+            "status": "started",
+            "scale": parameters.get("scale"),
+            **asked,
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": device_name(),
+            "packages": package_versions(),
+        }
+        self.write_yaml("run.yaml", values)
+        return True
+
+    def _empty(self) -> None:
+        """Delete what an earlier run left; notebooks stay, as one may be executing into this folder."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != ".ipynb":
+                path.unlink()
+
+    def require(self, name: str, notebook: str) -> dict[str, Any]:
+        """The record of a complete run that holds `name`.
+
+        Raises
+        ------
+        RunError
+            The run is missing or unfinished; the message names the notebook that makes it.
+        """
+        if not self.complete or not (self / name).exists():
+            state = "is not finished" if self.record else "does not exist"
+            raise RunError(
+                f"run: {self.path} {state}; run notebooks/{notebook}.ipynb with these parameters first"
+            )
+        return self.record
+
+    def finish(self, **results: Any) -> None:
+        """Mark the run as complete and add `results` to `run.yaml`."""
+        self.write_yaml("run.yaml", {**self.record, **results, "status": "complete"})
+
+    def note(self, **results: Any) -> None:
+        """Add `results` to `run.yaml` and leave its status."""
+        self.write_yaml("run.yaml", {**self.record, **results})
+
+    def discard(self, name: str) -> None:
+        """Delete a working folder of the run, such as the training state, once it is not needed."""
+        shutil.rmtree(self / name, ignore_errors=True)
+
+    def write_yaml(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a YAML file that appears whole or not at all."""
+        with self._appear(name) as partial:
+            partial.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table as `.csv` or `.parquet`, whole or not at all."""
+        with self._appear(name) as partial:
+            if name.endswith(".parquet"):
+                table.to_parquet(partial, index=False)
+            else:
+                table.to_csv(partial, index=False)
+
+    def save_weights(self, model: Any) -> None:
+        """Write the model's Hugging Face folder as `weights/`, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="weights.partial-", dir=self.path))
+        model.save_pretrained(partial)
+        final = self / "weights"
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+
+    @contextlib.contextmanager
+    def _appear(self, name: str) -> Iterator[Path]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self / f"{name}.partial"
+        yield partial
+        os.replace(partial, self / name)
+
+
+def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What sets an earlier run apart from the one asked for, in words; execution details do not count."""
+    ignored = {"threads", "run", "redo", "progress", "parameters"}
+    there, now = (
+        {**record.get("parameters", {}), **{key: record.get(key) for key in asked}}
+        for record in (before, asked)
+    )
+    return [
+        f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
+        for key in {**there, **now}
+        if key not in ignored and there.get(key) != now.get(key)
+    ]
+
+
+def run_path(
+    profile: str, cohort: str | Path, model: str, prompt: str, strategy: str, encoders: str, seed: int
+) -> Path:
+    """Where a cell of the study lives.
+
+    ``runs/<profile>/<cohort>/<model>-<prompt>-<strategy>-<encoders>-seed<seed>``
+    """
+    name = f"{model}-{prompt}-{strategy.replace(':', '_')}-{encoders}-seed{seed}"
+    return resolve("runs") / profile / Path(cohort).name / name

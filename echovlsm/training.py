@@ -1,0 +1,282 @@
+"""Training of a vision-language segmentation model on triplets (paper, section 3.2 "Implementation details").
+
+AdamW, reduce on plateau, gradient clipping, early stopping on the validation Dice, Dice + cross-entropy loss.
+Accelerate chooses device, precision and processes. After each epoch the whole state is on disk; a killed run
+continues from the last whole epoch and, with the same thread count, ends with the same history.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from echovlsm.triplets import Triplets
+
+HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
+
+
+class EpochSampler(Sampler[int]):
+    """A random order that depends on (seed, epoch) alone, so that a resumed epoch repeats itself."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
+    """Dice + cross entropy on logits (N, 1, H, W) against masks of the same shape.
+
+    MONAI's `DiceCELoss` with one output channel takes the binary cross entropy; in MONAI 1.2.0, which the
+    paper's code pinned, the softmax over that one channel made this half identically zero.
+    """
+    from monai.losses import DiceCELoss
+
+    return DiceCELoss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
+
+
+def fit(
+    model: nn.Module,
+    triplets: Triplets,
+    validation: Triplets,
+    folder: str | Path,
+    *,
+    epochs: int = 1000,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-3,
+    dice_weight: float = 1.0,
+    ce_weight: float = 0.25,
+    gradient_clip: float = 0.5,
+    plateau_factor: float = 0.1,
+    plateau_patience: int = 5,
+    patience: int = 20,
+    min_delta: float = 1e-4,
+    mixed_precision: str = "no",
+    seed: int = 42,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train `model` in place, keep its best weights, and return the history.
+
+    Parameters
+    ----------
+    model
+        Called as ``model(pixel_values (B, 3, H, W), input_ids (B, S, L), attention_mask)``; afterwards it
+        holds the weights of the epoch with the best validation Dice.
+    triplets, validation
+        Pictures to learn from, and to choose the epoch by.
+    folder
+        Where `history.csv`, the checkpoint and the best weights live. If it holds an interrupted run, that
+        run continues.
+    epochs, patience, min_delta
+        At most `epochs`; stop when the validation Dice has not risen by `min_delta` for `patience` epochs.
+    plateau_factor, plateau_patience
+        Learning rate times `plateau_factor` when the validation Dice stalls for `plateau_patience` epochs.
+    mixed_precision
+        ``no``, ``fp16`` (GPU) or ``bf16``.
+
+    Returns
+    -------
+    DataFrame
+        One row an epoch: epoch (from 1), train_loss, val_loss, val_dice (mean over masks, at model size),
+        learning_rate, seconds. All but `seconds` repeat exactly at the same seed and thread count.
+
+    Raises
+    ------
+    FloatingPointError
+        The training loss is not finite.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser,
+        mode="max",
+        factor=plateau_factor,
+        patience=plateau_patience,
+        threshold=min_delta,
+        threshold_mode="abs",
+    )
+    sampler = EpochSampler(len(triplets), seed)
+    training = DataLoader(triplets, batch_size=batch_size, sampler=sampler)
+    checking = DataLoader(validation, batch_size=batch_size)
+    bare = model
+    model, optimiser, training, checking = accelerator.prepare(model, optimiser, training, checking)
+    loss = make_loss(dice_weight, ce_weight)
+
+    state = _Checkpoint(folder, accelerator)
+    history, stale = state.load(plateau)
+    best = max((row["val_dice"] for row in history), default=-1.0)
+    bar = tqdm(
+        total=epochs,
+        initial=len(history),
+        desc="epochs",
+        disable=not progress or not accelerator.is_main_process,
+    )
+    for epoch in range(len(history) + 1, epochs + 1):
+        if stale >= patience:
+            break
+        clock = time.perf_counter()
+        triplets.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        rate = optimiser.param_groups[0]["lr"]
+        train_loss = _train_epoch(accelerator, model, bare, training, optimiser, loss, gradient_clip, bar)
+        val_loss, val_dice = _check_epoch(accelerator, model, bare, checking, loss)
+        plateau.step(val_dice)
+        seconds = time.perf_counter() - clock
+        history.append(
+            dict(zip(HISTORY_COLUMNS, (epoch, train_loss, val_loss, val_dice, rate, seconds), strict=True))
+        )
+        stale = 0 if val_dice > best + min_delta else stale + 1
+        if val_dice > best + min_delta:
+            best = val_dice
+            state.save_best(bare)
+        state.save(history, stale, plateau)
+        bar.update()
+        bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
+    bar.close()
+    state.load_best(bare)
+    accelerator.free_memory()
+    return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
+
+
+def _loss_and_logits(
+    model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], loss: nn.Module
+) -> tuple[Tensor, Tensor]:
+    logits = model(bare.normalise(batch["image"]), batch["input_ids"], batch["attention_mask"]).float()
+    flat = (-1, 1, *logits.shape[-2:])
+    return loss(logits.reshape(flat), batch["masks"].reshape(flat)), logits
+
+
+def _train_epoch(accelerator, model, bare, batches, optimiser, loss, gradient_clip, bar) -> float:
+    model.train()
+    total, count = 0.0, 0
+    for number, batch in enumerate(batches, start=1):
+        value, _ = _loss_and_logits(model, bare, batch, loss)
+        optimiser.zero_grad()
+        accelerator.backward(value)
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(bare.parameters(), gradient_clip)
+        optimiser.step()
+        pictures = len(batch["index"])
+        total, count = total + float(value.detach()) * pictures, count + pictures
+        bar.set_postfix(batch=f"{number}/{len(batches)}", refresh=False)
+        bar.update(0)
+    if not total == total or total in (float("inf"), float("-inf")):
+        raise FloatingPointError(
+            "training: the loss is not finite; lower learning_rate or set mixed_precision to no"
+        )
+    totals = accelerator.reduce(torch.tensor([total, count], device=accelerator.device))
+    return float(totals[0] / totals[1])
+
+
+@torch.no_grad()
+def _check_epoch(accelerator, model, bare, batches, loss) -> tuple[float, float]:
+    from monai.metrics import compute_dice
+
+    model.eval()
+    losses, dices = [], []
+    for batch in batches:
+        value, logits = _loss_and_logits(model, bare, batch, loss)
+        dice = compute_dice(logits > 0, batch["masks"], ignore_empty=False)  # both empty counts as 1
+        weighted = value.detach().reshape(1).expand(len(batch["index"]))
+        dice, weighted = accelerator.gather_for_metrics((dice.mean(dim=1), weighted))
+        losses.append(weighted.cpu())
+        dices.append(dice.cpu())
+    return float(torch.cat(losses).mean()), float(torch.cat(dices).mean())
+
+
+@torch.no_grad()
+def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress: bool = False) -> Tensor:
+    """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    model = model.to(accelerator.device).eval()
+    parts = []
+    for batch in tqdm(DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress):
+        inputs = {key: batch[key].to(accelerator.device) for key in ("image", "input_ids", "attention_mask")}
+        logits = model(model.normalise(inputs["image"]), inputs["input_ids"], inputs["attention_mask"])
+        parts.append(logits.float().cpu())
+    return torch.cat(parts)
+
+
+class _Checkpoint:
+    """The state of a run on disk. Each piece appears by a rename, so none is ever half-written."""
+
+    def __init__(self, folder: Path, accelerator) -> None:
+        self.folder, self.accelerator = folder, accelerator
+        self.best = folder / "best.safetensors"
+
+    def load(self, plateau) -> tuple[list[dict], int]:
+        """Restore model, optimiser, random numbers and plateau; return the history and the stale count."""
+        whole = sorted(self.folder.glob("checkpoint-*/progress.json"))
+        if not whole:
+            return [], 0
+        saved = json.loads(whole[-1].read_text())
+        self.accelerator.load_state(whole[-1].parent)
+        plateau.load_state_dict(saved["plateau"])
+        return saved["history"], saved["stale"]
+
+    def save(self, history: list[dict], stale: int, plateau) -> None:
+        """Write the state after an epoch, then drop the state before it."""
+        partial = self.folder / "checkpoint.partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(partial)
+        if not self.accelerator.is_main_process:
+            return
+        state = {"history": history, "stale": stale, "plateau": plateau.state_dict()}
+        (partial / "progress.json").write_text(json.dumps(state))
+        final = self.folder / f"checkpoint-{len(history):04d}"
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for older in self.folder.glob("checkpoint-*"):
+            if older != final:
+                shutil.rmtree(older)
+        table = self.folder / "history.csv.partial"
+        pd.DataFrame(history).to_csv(table, index=False)
+        os.replace(table, self.folder / "history.csv")
+
+    def save_best(self, model: nn.Module) -> None:
+        """Keep the weights of the best epoch so far."""
+        from safetensors.torch import save_file
+
+        if self.accelerator.is_main_process:
+            partial = self.best.with_suffix(".partial")
+            tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+            save_file(tensors, partial)
+            os.replace(partial, self.best)
+
+    def load_best(self, model: nn.Module) -> None:
+        """Put the weights of the best epoch into the model."""
+        from safetensors.torch import load_file
+
+        if self.best.is_file():
+            model.load_state_dict(load_file(self.best))

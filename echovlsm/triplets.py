@@ -1,0 +1,221 @@
+"""Triplets: a picture, the words that name a structure, and the structure's mask.
+
+One item is one picture with all of its structures, because the structures share the picture's encoding.
+Pictures and label maps are resized once and kept in memory as 8-bit arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from echovlsm import STRUCTURES
+from echovlsm.cohort import load_image, load_labels
+
+Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+
+
+class Triplets(Dataset):
+    """Pictures of a frames table with the prompts and masks of their structures.
+
+    Parameters
+    ----------
+    frames
+        Frames table; every row needs a mask.
+    prompts
+        Prompts table (`echovlsm.prompts.make_prompts`) of ONE prompt level.
+    tokenize
+        The model's ``tokenize``.
+    image_size
+        Side in pixels to which pictures (area-averaged bilinear) and labels (nearest) are resized.
+    variant
+        Template variant to use, or ``random``: one of them, drawn anew for each picture, structure and epoch
+        as in the paper.
+    seed
+        Seed of that draw and of the augmentation; the draw depends on (seed, epoch, picture) alone, so a
+        resumed run sees what an uninterrupted one would have seen.
+    augment
+        Random affine and contrast changes of the training pictures (MONAI). The paper trained without.
+
+    Raises
+    ------
+    ValueError
+        No pictures, several prompt levels, a structure without a prompt, or an unknown variant.
+    """
+
+    def __init__(
+        self,
+        frames: pd.DataFrame,
+        prompts: pd.DataFrame,
+        tokenize: Tokenize,
+        image_size: int,
+        *,
+        variant: str | int = "random",
+        seed: int = 0,
+        augment: bool = False,
+        progress: bool = False,
+    ) -> None:
+        if frames.empty:
+            raise ValueError("frames: no pictures; check the cohort and the split")
+        levels = prompts["level"].unique()
+        if len(levels) != 1:
+            raise ValueError(f"prompts: one level expected, found {', '.join(map(str, levels))}; select one")
+        self.frames = frames.reset_index(drop=True)
+        self.structures = tuple(STRUCTURES.values())
+        self.values = tuple(STRUCTURES)
+        self.seed, self.epoch, self.variant = seed, 0, variant
+        self._choose_texts(prompts, tokenize)
+        self._load(image_size, progress)
+        self._augmentation = _augmentation(image_size) if augment else None
+
+    def _choose_texts(self, prompts: pd.DataFrame, tokenize: Tokenize) -> None:
+        variants = sorted(prompts["variant"].unique(), key=str)
+        if self.variant != "random":
+            known = {str(variant): variant for variant in variants}
+            if str(self.variant) not in known:
+                raise ValueError(f"variant: {self.variant!r} is not one of random, {', '.join(known)}")
+            variants = [known[str(self.variant)]]
+        table = prompts.set_index(["patient", "view", "phase", "structure", "variant"])["text"]
+        if not table.index.is_unique:
+            raise ValueError("prompts: two rows for one picture, structure and variant")
+        wanted = [
+            (row.patient, row.view, row.phase, structure, variant)
+            for row in self.frames.itertuples()
+            for structure in self.structures
+            for variant in variants
+        ]
+        missing = [key for key in wanted if key not in table.index] if len(table) < len(wanted) else []
+        if missing:
+            raise ValueError(f"prompts: none for {missing[0]} and {len(missing) - 1} others")
+        codes, self.texts = pd.factorize(table.loc[wanted].to_numpy())
+        self.choices = codes.reshape(len(self.frames), len(self.structures), len(variants))
+        self.input_ids, self.attention_mask = tokenize(list(self.texts))
+
+    def _load(self, size: int, progress: bool) -> None:
+        count = len(self.frames)
+        self.images = torch.empty((count, size, size), dtype=torch.uint8)
+        self.labels = torch.empty((count, size, size), dtype=torch.uint8)
+        rows = self.frames.itertuples()
+        for index, row in enumerate(tqdm(rows, total=count, desc="pictures", disable=not progress)):
+            self.images[index] = resize_image(load_image(row), size)
+            self.labels[index] = resize_labels(load_labels(row), size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose prompts and augmentation are drawn."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One picture: image uint8 (H, W), input_ids and attention_mask (S, L), masks float32 (S, H, W)."""
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        drawn = rng.integers(0, self.choices.shape[2], len(self.structures))
+        text = self.choices[index, np.arange(len(self.structures)), drawn]
+        image, labels = self.images[index], self.labels[index]
+        if self._augmentation is not None:
+            self._augmentation.set_random_state(int(rng.integers(2**31)))
+            changed = self._augmentation({"image": image[None].float(), "labels": labels[None].float()})
+            image = changed["image"][0].clamp(0, 255).round().to(torch.uint8)
+            labels = changed["labels"][0].round().to(torch.uint8)
+        return {
+            "index": torch.tensor(index),
+            "image": torch.as_tensor(image),
+            "input_ids": self.input_ids[text],
+            "attention_mask": self.attention_mask[text],
+            "masks": torch.stack([labels == value for value in self.values]).float(),
+        }
+
+
+def resize_image(image: np.ndarray, size: int) -> Tensor:
+    """Resize a uint8 (H, W) picture to uint8 (size, size), bilinear with antialiasing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None].float()
+    small = functional.interpolate(
+        tensor, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+    )
+    return small[0, 0].round().clamp(0, 255).to(torch.uint8)
+
+
+def resize_labels(labels: np.ndarray, size: int) -> Tensor:
+    """Resize a uint8 (H, W) label map to uint8 (size, size), nearest neighbour (pixel centres)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(labels))[None, None].float()
+    return functional.interpolate(tensor, size=(size, size), mode="nearest-exact")[0, 0].to(torch.uint8)
+
+
+def _augmentation(size: int):
+    from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandScaleIntensityd
+
+    shift = 0.06 * size
+    return Compose(
+        [
+            RandAffined(
+                keys=("image", "labels"),
+                prob=0.9,
+                rotate_range=0.2,
+                translate_range=(shift, shift),
+                scale_range=(0.12, 0.12),
+                shear_range=(0.08, 0.08),
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            ),
+            RandAdjustContrastd(keys="image", prob=0.5, gamma=(0.7, 1.4)),
+            RandScaleIntensityd(keys="image", prob=0.5, factors=0.2),
+        ]
+    )
+
+
+def make_triplets(
+    frames: pd.DataFrame,
+    level: str,
+    model: object,
+    *,
+    variant: str | int = "random",
+    missing: str = "error",
+    seed: int = 0,
+    augment: bool = False,
+    progress: bool = False,
+) -> Triplets:
+    """Triplets of `frames` with prompts of one level, prepared for `model` (its tokenizer and input size).
+
+    Shapes are read off the masks where the level names them.
+    """
+    from echovlsm.prompts import attributes_of, make_prompts
+    from echovlsm.shapes import name_shapes
+
+    synthetic = frames.attrs.get("meta", {}).get("kind") == "synthetic"
+    shapes = name_shapes(frames) if "shape" in attributes_of(level, synthetic) else None
+    prompts = make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))
+    return Triplets(
+        frames,
+        prompts,
+        model.tokenize,
+        model.image_size,
+        variant=variant,
+        seed=seed,
+        augment=augment,
+        progress=progress,
+    )
+
+
+def hold_out(frames: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Frames whose validation split is a random `share` of the training patients; unchanged for 0.
+
+    The cohort's own validation pictures get the split ``unused`` so that they can be scored untouched.
+    """
+    if share == 0:
+        return frames
+    if not 0 < share < 1:
+        raise ValueError(f"holdout: {share} is not a share between 0 and 1")
+    patients = np.sort(frames.loc[frames["split"] == "train", "patient"].unique())
+    chosen = np.random.default_rng(seed).permutation(patients)[: max(1, round(share * len(patients)))]
+    changed = frames.copy()
+    changed["split"] = frames["split"].replace({"val": "unused"}).mask(frames["patient"].isin(chosen), "val")
+    changed.attrs = frames.attrs
+    return changed
