@@ -1,0 +1,446 @@
+"""What lies in a cohort folder and whether it is sound: layouts, file decoding, every problem found.
+
+`echovlsm.cohort` is the module to use; this one holds what reading and checking share. The layouts known:
+
+- the public CAMUS release: ``database_nifti/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].nii.gz`` with
+  ``Info_{view}.cfg`` beside them, and ``database_split/subgroup_{training,validation,testing}.txt``;
+- our own cohorts: the same, and a ``cohort.yaml`` that says what the pictures are;
+- the old CAMUS release: ``training/patientXXXX/patientXXXX_{view}_{phase}[_gt].mhd`` with ``.raw``, and
+  optionally ``testing/``, whose patients are numbered from 0001 again.
+
+Source: Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516, and the two releases themselves.
+"""
+
+import gzip
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from echovlsm import PHASES, VIEWS
+
+KINDS: tuple[str, ...] = ("real", "phantom", "synthetic")
+META_KEYS: tuple[str, ...] = ("name", "kind", "origin", "licence", "seed", "parameters")
+INCOMPLETE = ".incomplete"  # lies in a cohort folder for as long as it is being written
+SPLIT_FILES: dict[str, str] = {
+    "train": "subgroup_training.txt",
+    "val": "subgroup_validation.txt",
+    "test": "subgroup_testing.txt",
+}
+MARK = b"EchoVLSM"  # in the header of every picture that write_cohort writes
+PATIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+LEGACY_TESTING = "testing_"  # keeps old testing patient 1 apart from old training patient 1
+
+PROBLEMS: tuple[str, ...] = (
+    *("missing mask", "missing picture", "shape mismatch", "label out of range", "picture out of range"),
+    *("unreadable file", "missing cfg", "malformed cfg", "malformed split file"),
+    *("patient in two splits", "patient absent", "patient in no split"),
+)
+"""Every value of the column `problem` of `check_cohort`."""
+
+_ORIGIN = "CAMUS, Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516: "
+_MET_BYTES = {"MET_UCHAR": 1, "MET_CHAR": 1, "MET_USHORT": 2, "MET_SHORT": 2, "MET_UINT": 4, "MET_INT": 4}
+_MET_BYTES |= {"MET_FLOAT": 4, "MET_DOUBLE": 8}
+
+
+class CohortError(ValueError):
+    """A cohort, or one of its files, cannot be used; the message names it and the remedy."""
+
+
+class RangeError(CohortError):
+    """A file could be decoded, but its values are none that a picture or a mask may have."""
+
+
+class CohortWarning(UserWarning):
+    """A cohort was read, but something in it was left out."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong in a cohort; `file` is relative to the cohort's root, `problem` one of `PROBLEMS`."""
+
+    problem: str
+    patient: str | None
+    file: str | None
+    detail: str
+
+
+class Header(NamedTuple):
+    """Size of the upright picture in pixels, its spacing in mm (None: not given); mm stated; our mark."""
+
+    height: int
+    width: int
+    spacing_y: float | None
+    spacing_x: float | None
+    in_mm: bool
+    by_us: bool
+
+
+@dataclass
+class Layout:
+    """Where a cohort's files lie, found from its folder alone."""
+
+    root: Path
+    suffix: str  # ".nii.gz" or ".mhd"
+    own: bool
+    meta: dict[str, Any]
+    folders: dict[str, Path] = field(default_factory=dict)  # patient -> folder
+    splits: dict[str, str] = field(default_factory=dict)  # patient -> train | val | test
+    listed: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # split -> patients, as the split files have it
+    expected_frames: int | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def note(self, problem: str, patient: str | None, path: Path, detail: str) -> None:
+        """Remember one problem."""
+        self.problems.append(Problem(problem, patient, path.relative_to(self.root).as_posix(), detail))
+
+
+# --- layouts ---------------------------------------------------------------------------------------------
+
+
+def find_layout(root: str | os.PathLike[str]) -> Layout:
+    """Recognise the layout of `root`; CohortError names the remedy when it is none of them or unfinished."""
+    base = Path(root).expanduser().absolute()
+    if not base.is_dir():
+        raise CohortError(f"{base}: no such folder; give the folder that holds database_nifti/ or training/")
+    if base.name == "database_nifti":
+        base = base.parent
+    if (base / INCOMPLETE).exists():
+        raise CohortError(f"{base}: not a whole cohort, writing it never finished; write it again")
+    if (base / "database_nifti").is_dir():
+        return _nifti_layout(base)
+    if base.name in ("training", "testing") and any(base.glob("patient*/*.mhd")):
+        return _legacy_layout(base.parent, (base.name,))
+    if any(base.glob("training/patient*/*.mhd")) or any(base.glob("testing/patient*/*.mhd")):
+        return _legacy_layout(base, ("training", "testing"))
+    inner = [p.parent for d in ("database_nifti", "training") for p in sorted(base.glob(f"*/{d}"))]
+    hint = f"; did you mean {inner[0]}?" if inner else ""
+    raise CohortError(
+        f"{base}: neither database_nifti/ (public CAMUS release, EchoVLSM cohort) nor "
+        f"training/patientXXXX/*.mhd (old CAMUS release) is here{hint}"
+    )
+
+
+def _camus_meta(name: str, release: str) -> dict[str, Any]:
+    given = {"name": name, "kind": "real", "origin": _ORIGIN + release, "licence": "CC BY-NC-SA 4.0"}
+    return dict.fromkeys(META_KEYS) | given
+
+
+def _nifti_layout(base: Path) -> Layout:
+    split_dir = base / "database_split"
+    missing = [name for name in SPLIT_FILES.values() if not (split_dir / name).is_file()]
+    if missing:
+        raise CohortError(
+            f"{split_dir}: {', '.join(missing)} not found; database_split/ of the CAMUS download "
+            f"must lie beside database_nifti/ ({base})"
+        )
+    own, expected = (base / "cohort.yaml").is_file(), None
+    meta = _camus_meta("camus", "public NIfTI release")
+    if own:
+        meta, expected = read_meta(base / "cohort.yaml")
+    folders = {p.name: p for p in sorted((base / "database_nifti").iterdir()) if p.is_dir()}
+    folders = {name: path for name, path in folders.items() if PATIENT_NAME.fullmatch(name)}
+    layout = Layout(base, ".nii.gz", own, meta, folders, expected_frames=expected)
+
+    where: dict[str, list[str]] = {}
+    for split, file_name in SPLIT_FILES.items():
+        path = split_dir / file_name
+        names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        layout.listed[split] = []
+        for name in dict.fromkeys(filter(None, names)):
+            if PATIENT_NAME.fullmatch(name):  # also keeps "../elsewhere" out
+                layout.listed[split].append(name)
+                where.setdefault(name, []).append(split)
+            else:
+                layout.note("malformed split file", None, path, f"{name!r} is not a patient's folder name")
+    for name, splits in where.items():
+        files = " and ".join(SPLIT_FILES[s] for s in splits)
+        folder = base / "database_nifti" / name
+        if len(splits) > 1:
+            layout.note("patient in two splits", name, folder, f"listed in {files}")
+        elif name in folders:
+            layout.splits[name] = splits[0]
+        if name not in folders:
+            layout.note("patient absent", name, folder, f"listed in {files}, but its folder is absent")
+    for name, folder in folders.items():
+        if name not in where:
+            layout.note("patient in no split", name, folder, "listed in no file of database_split")
+    return layout
+
+
+def _legacy_layout(base: Path, parts: tuple[str, ...]) -> Layout:
+    layout = Layout(base, ".mhd", False, _camus_meta("camus-legacy", "old MetaImage release"))
+    for part, prefix, split in (("training", "", "train"), ("testing", LEGACY_TESTING, "test")):
+        if part in parts:
+            for folder in sorted((base / part).glob("patient*")):
+                if folder.is_dir() and PATIENT_NAME.fullmatch(folder.name):
+                    layout.folders[prefix + folder.name] = folder
+                    layout.splits[prefix + folder.name] = split
+    return layout
+
+
+def check_meta(meta: Any, where: str) -> None:
+    """Raise CohortError unless `meta` is a mapping with a name and a known kind."""
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("name"), str) or not meta["name"].strip():
+        raise CohortError(f"{where}: name is missing; give the cohort a name")
+    if meta.get("kind") not in KINDS:
+        raise CohortError(f"{where}: kind is {meta.get('kind')!r}; it must be one of {', '.join(KINDS)}")
+
+
+def read_meta(path: Path) -> tuple[dict[str, Any], int | None]:
+    """The `META_KEYS` of a ``cohort.yaml`` (None when left out) and the number of frames it counts."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise CohortError(f"{path}: not readable as YAML: {error}") from error
+    check_meta(content, str(path))
+    frames = content.get("frames")
+    return {key: content.get(key) for key in META_KEYS}, frames if isinstance(frames, int) else None
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def mhd_data_file(path: Path) -> tuple[Path, dict[str, str]]:
+    """The one data file of a MetaImage header and the header's fields; CohortError if it lies elsewhere."""
+    fields: dict[str, str] = {}
+    for line in path.read_bytes()[:65536].decode("latin-1").splitlines():
+        key, _, value = line.partition("=")
+        fields[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile":
+            break
+    name = fields.get("ElementDataFile", "")
+    if not name:
+        raise CohortError(f"{path}: no ElementDataFile; not a whole MetaImage header, copy it again")
+    # A header is only text: it could name any file of the computer, a list of files or a pattern.
+    if name in (".", "..", "LIST", "LOCAL") or re.search(r"[\\/:%]|\s", name):
+        raise CohortError(f"{path}: ElementDataFile {name!r} is not one file in the same folder; refused")
+    data = path.parent / name
+    if not data.is_file():
+        raise CohortError(f"{data}: named by {path.name}, but missing; copy it again")
+    if data.resolve().parent not in (path.resolve().parent, path.parent.resolve()):
+        raise CohortError(f"{path}: ElementDataFile {name!r} leads out of its folder; refused")
+    return data, fields
+
+
+def _unreadable(path: Path, error: Exception) -> CohortError:
+    return CohortError(f"{path}: cannot be read ({type(error).__name__}: {error}); copy it again")
+
+
+def read_header(path: Path) -> Header:
+    """Size and spacing of a .nii.gz or .mhd picture, undecoded; CohortError if broken or truncated."""
+    try:
+        header = _mhd_header(path) if path.suffix == ".mhd" else _nifti_header(path)
+    except CohortError:
+        raise
+    except Exception as error:  # the decoders raise a dozen kinds
+        raise _unreadable(path, error) from error
+    if min(header.height, header.width) < 1:
+        raise CohortError(f"{path}: the picture is empty; copy it again")
+    return header
+
+
+def _spacing(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _nifti_header(path: Path) -> Header:
+    import nibabel
+
+    with gzip.open(path, "rb") as stream:
+        head = nibabel.Nifti1Header.from_fileobj(stream, check=False)
+    if not bytes(head["magic"]).startswith(b"n+1"):
+        raise CohortError(f"{path}: not a single-file NIfTI picture; copy it again")
+    shape = head.get_data_shape()
+    if len(shape) < 2 or any(n != 1 for n in shape[2:]):
+        raise CohortError(f"{path}: has the shape {shape}; one 2-D picture is needed")
+    # gzip ends with the uncompressed size: a cut file shows without decompressing it.
+    size = int(head["vox_offset"]) + math.prod(shape) * head.get_data_dtype().itemsize
+    with path.open("rb") as raw:
+        raw.seek(-4, os.SEEK_END)
+        told = int.from_bytes(raw.read(4), "little")
+    if told != size % 2**32:  # not proof, since a gzip file may have several members
+        with gzip.open(path, "rb") as stream:
+            if len(stream.read()) < size:
+                raise CohortError(f"{path}: truncated; copy it again")
+    ours = bytes(head["descrip"]).startswith(MARK)
+    # float32 to the shortest decimal that means it: 0.308, not 0.30799999833106995
+    spacing_x, spacing_y = (_spacing(float(str(np.float32(z)))) for z in head["pixdim"][1:3])
+    return Header(shape[1], shape[0], spacing_y, spacing_x, head.get_xyzt_units()[0] == "mm", ours)
+
+
+def _mhd_header(path: Path) -> Header:
+    import SimpleITK as sitk  # noqa: N813
+
+    data, fields = mhd_data_file(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, spacing = reader.GetSize(), reader.GetSpacing()
+    if any(n != 1 for n in size[2:]) or reader.GetNumberOfComponents() != 1:
+        raise CohortError(f"{path}: has the size {size}; one 2-D picture of one channel is needed")
+    item = _MET_BYTES.get(fields.get("ElementType", ""))
+    # ITK fills what is missing of a cut raw file without an error, so measure it here.
+    if item and fields.get("CompressedData", "False").lower() != "true":
+        needed = math.prod(size) * item
+        if data.stat().st_size < needed:
+            raise CohortError(f"{data}: truncated, {data.stat().st_size} of {needed} bytes; copy it again")
+    return Header(size[1], size[0], _spacing(spacing[1]), _spacing(spacing[0]), True, False)
+
+
+def decode(path: Path, top: int) -> np.ndarray:
+    """Decode a picture (top 255) or mask (top 3): uint8 (H, W), upright, apex at the top.
+
+    NIfTI axes are (x, y), so the array is transposed; the affine diag(-, -, +) is the same in every file of
+    the release and says nothing about which way is up, so it is not applied. Raises CohortError, and
+    RangeError where a value is no whole number in 0..top.
+    """
+    header = read_header(path)
+    try:
+        if path.suffix == ".mhd":
+            import SimpleITK as sitk  # noqa: N813
+
+            values = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="MetaImageIO"))
+            values = values.reshape(header.height, header.width)
+        else:
+            import nibabel
+
+            with gzip.open(path, "rb") as stream:  # to its end: this also verifies the checksum
+                image = nibabel.Nifti1Image.from_bytes(stream.read())
+            values = np.asanyarray(image.dataobj).reshape(header.width, header.height, order="F").T
+    except Exception as error:  # the decoders raise a dozen kinds
+        raise _unreadable(path, error) from error
+    if not np.isfinite(values).all():
+        raise RangeError(f"{path}: holds values that are not finite")
+    low, high = values.min(), values.max()
+    if low < 0 or high > top:
+        expected = "labels 0-3" if top == 3 else "grey values 0-255"
+        raise RangeError(f"{path}: values from {low:g} to {high:g}, expected {expected}; correct the file")
+    whole = np.ascontiguousarray(values.astype(np.uint8))
+    if not np.array_equal(whole, values):
+        raise RangeError(f"{path}: values are not whole numbers; export it without interpolation")
+    return whole
+
+
+CFG_VALUES = {
+    "Sex": ("F|M", "F or M"),
+    "Age": (r"\d{1,2}|1[01]\d|120", "whole years, 0 to 120"),
+    "ImageQuality": ("(?i:good|medium|poor)", "Good, Medium or Poor"),
+    **dict.fromkeys(("ED", "ES", "NbFrame"), (r"\d+", "a whole number")),
+    **dict.fromkeys(("EF", "FrameRate"), (r"\d+(\.\d+)?", "a number")),
+}
+
+
+def parse_cfg(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Sex ("F"/"M"), Age (int), ImageQuality (lower case) of an ``Info_{view}.cfg``, and what is wrong in it.
+
+    A value that is wrong is left out, never corrected. Of the other keys only the form is checked.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [f"cannot be read as text: {error}"]
+    found: dict[str, Any] = {}
+    wrong: list[str] = []
+    seen: set[str] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        key, colon, value = (part.strip() for part in line.partition(":"))
+        if not (key and colon and value):
+            wrong.append(f"line {number} is not 'key: value': {line.strip()[:60]!r}")
+        elif key in seen:
+            wrong.append(f"line {number} gives {key} again")
+            found.pop(key, None)
+        elif key in CFG_VALUES and not re.fullmatch(CFG_VALUES[key][0], value):
+            wrong.append(f"line {number}: {key} is {value!r}, expected {CFG_VALUES[key][1]}")
+        elif key in ("Sex", "Age", "ImageQuality"):
+            found[key] = {"Sex": str, "Age": int, "ImageQuality": str.lower}[key](value)
+        seen.add(key)
+    return found, wrong
+
+
+# --- scan --------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """One frame whose files are there and agree."""
+
+    patient: str
+    view: str
+    phase: str
+    image: Path
+    labels: Path | None
+    header: Header
+    info: dict[str, Any]
+
+
+def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
+    """Every usable frame of a patient with one split, and all problems; `deep` decodes every file."""
+    frames: list[Found] = []
+    layout.problems, before = list(layout.problems), layout.problems  # a layout may be scanned twice
+    testing = [folder for name, folder in layout.folders.items() if name.startswith(LEGACY_TESTING)]
+    masks_in_testing = any(any(folder.glob("*_gt.mhd")) for folder in testing)
+    pictures = 0
+    for patient, folder in sorted(layout.folders.items()):
+        # the old release came without the masks of its testing patients
+        masked = masks_in_testing or folder not in testing
+        for view in VIEWS:
+            stems = {phase: folder / f"{folder.name}_{view}_{phase}" for phase in PHASES}
+            found = {phase: _scan_frame(layout, patient, stems[phase], masked, deep) for phase in PHASES}
+            count = sum(stem.with_name(stem.name + layout.suffix).exists() for stem in stems.values())
+            pictures += count
+            cfg, info = folder / f"Info_{view}.cfg", {}
+            if cfg.exists():
+                info, wrong = parse_cfg(cfg)
+                for detail in wrong:
+                    layout.note("malformed cfg", patient, cfg, detail)
+            elif count:
+                layout.note("missing cfg", patient, cfg, "no such file")
+            if patient in layout.splits:
+                frames += [Found(patient, view, phase, *f, info) for phase, f in found.items() if f]
+    if layout.expected_frames not in (None, pictures):
+        detail = f"cohort.yaml counts {layout.expected_frames} pictures, {pictures} are here"
+        layout.note("missing picture", None, layout.root / "cohort.yaml", detail)
+    problems, layout.problems = layout.problems, before
+    return frames, problems
+
+
+def _scan_frame(
+    layout: Layout, patient: str, stem: Path, masked: bool, deep: bool
+) -> tuple[Path, Path | None, Header] | None:
+    image, mask = stem.with_name(stem.name + layout.suffix), stem.with_name(stem.name + "_gt" + layout.suffix)
+    has_image, has_mask = image.exists(), mask.exists()
+    if not has_image and (has_mask or not layout.own):
+        layout.note("missing picture", patient, image, "no such file")
+    if has_image and not has_mask and masked:
+        layout.note("missing mask", patient, mask, "no such file")
+    headers: dict[Path, Header] = {}
+    usable = has_image
+    for path, top, kind in ((image, 255, "picture out of range"), (mask, 3, "label out of range")):
+        if path.exists():
+            try:
+                headers[path] = read_header(path)
+                if deep:
+                    decode(path, top)
+            except CohortError as error:
+                name = kind if isinstance(error, RangeError) else "unreadable file"
+                layout.note(name, patient, path, str(error))
+                usable = False
+    if any(header.by_us for header in headers.values()) and not layout.own:  # else it would pass for CAMUS
+        raise CohortError(f"{layout.root}: written by EchoVLSM, but cohort.yaml is missing; copy it whole")
+    if len(headers) == 2 and headers[mask][:2] != headers[image][:2]:
+        detail = f"mask {headers[mask][:2]}, picture {headers[image][:2]} (height, width)"
+        layout.note("shape mismatch", patient, mask, detail)
+        usable = False
+    return (image, mask if has_mask else None, headers[image]) if usable else None

@@ -1,0 +1,346 @@
+"""The shape of a structure, for the prompts that say it (paper, section 2.2: attribute "shape").
+
+Two ways to name it:
+
+`geometry` (default): the ideal shape which fits the mask best, by this rule.
+
+1. The largest connected part is replaced by its convex hull: the myocardium's arch is named by its outside.
+2. Its second moments give the two principal axes. The hull is moved, turned and scaled along them until it
+   has unit variance in every direction. This turns every ellipse into one disc, every rectangle into one
+   square and every triangle into one equilateral triangle, so that size, rotation and elongation no longer
+   matter.
+3. It is compared with these three (square and triangle at all rotations): the highest intersection over union
+   names the family.
+4. The ratio of the principal axes decides within the family: up to 1.2 a `circle` or a `square`, above it an
+   `oval` or a `rectangle`.
+
+`vqa`: as in the paper, a visual question answering model is asked "What is the shape of the <structure> in
+the green box?" about the picture with a green box round the structure. The paper's model, OFA, is not part of
+Transformers; any model that Transformers runs may be named. Answers differ between models, and the rule above
+does not imitate them: it calls nearly every left ventricular cavity an oval, as the authors' prompts for
+CAMUS mostly do, but hardly any myocardium a triangle, as those mostly do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from echovlsm import STRUCTURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
+Shape = Literal["circle", "triangle", "oval", "square", "rectangle"]
+SHAPES: tuple[Shape, ...] = ("circle", "triangle", "oval", "square", "rectangle")
+ROUND_UP_TO: float = 1.2
+"""Ratio of the principal axes up to which a shape counts as equally wide in both directions."""
+QUESTION = "What is the shape of the {structure} in the green box?"
+
+Ask = Callable[["Image", str], str]
+
+_GRID = 96
+_ANSWERS: dict[str, Shape] = {
+    "circle": "circle",
+    "circular": "circle",
+    "round": "circle",
+    "triangle": "triangle",
+    "triangular": "triangle",
+    "oval": "oval",
+    "ellipse": "oval",
+    "elliptical": "oval",
+    "square": "square",
+    "rectangle": "rectangle",
+    "rectangular": "rectangle",
+}
+
+
+class ShapeError(ValueError):
+    """A shape that cannot be named: an empty mask, an answer that names none, a model that cannot answer."""
+
+
+def name_shape(mask: np.ndarray, spacing: tuple[float, float] | None = None) -> Shape:
+    """Name the shape of a mask by its geometry; the rule is in the module's docstring.
+
+    Args:
+        mask: (H, W), bool or 0 and 1.
+        spacing: (height, width) of a pixel, where pixels are not square; None: square.
+
+    Raises:
+        ShapeError: the mask is empty, not two-dimensional, or has other values.
+    """
+    family, ratio = describe_shape(mask, spacing)[:2]
+    equal = ratio <= ROUND_UP_TO
+    if family == "ellipse":
+        return "circle" if equal else "oval"
+    if family == "rectangle":
+        return "square" if equal else "rectangle"
+    return "triangle"
+
+
+def describe_shape(
+    mask: np.ndarray, spacing: tuple[float, float] | None = None
+) -> tuple[str, float, dict[str, float]]:
+    """Return what `name_shape` decides by.
+
+    Returns:
+        The best family (`ellipse`, `rectangle` or `triangle`), the ratio of the principal axes (at least 1),
+        and the best intersection over union with each family.
+
+    Raises:
+        ShapeError: as `name_shape`.
+    """
+    hull = _hull(_checked(mask))
+    points = np.argwhere(hull).astype(float)
+    scale = np.ones(2) if spacing is None else np.asarray(spacing, dtype=float)
+    if scale.shape != (2,) or not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ShapeError(f"spacing {spacing!r} is not (height, width) of a pixel")
+    centre = points.mean(axis=0)
+    # a pixel is a small square, with a variance of its own: without it small masks look too long
+    variance = np.cov(points.T, bias=True).reshape(2, 2) if len(points) > 1 else np.zeros((2, 2))
+    variance = (variance + np.eye(2) / 12) * np.outer(scale, scale)
+    lengths, axes = np.linalg.eigh(variance)
+    templates, names, grid = _templates()
+    # each point of the normalised grid is looked up in the mask
+    where = (grid * np.sqrt(lengths)) @ axes.T / scale + centre
+    rows, columns = np.rint(where).astype(int).T
+    inside = (rows >= 0) & (rows < hull.shape[0]) & (columns >= 0) & (columns < hull.shape[1])
+    found = np.zeros(len(grid), dtype=np.float32)
+    found[inside] = hull[rows[inside], columns[inside]]
+    both = templates @ found
+    iou = both / (templates.sum(axis=1) + found.sum() - both)
+    fits = {name: float(iou[names == name].max()) for name in ("ellipse", "rectangle", "triangle")}
+    return max(fits, key=fits.__getitem__), float(np.sqrt(lengths[1] / lengths[0])), fits
+
+
+def name_shapes(
+    frames: pd.DataFrame,
+    backend: Literal["geometry", "vqa"] = "geometry",
+    model: str | os.PathLike[str] | Ask | None = None,
+    missing: Literal["error", "omit"] = "error",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Name the shape of every structure in every picture of a cohort.
+
+    Args:
+        frames: the frames table.
+        backend: `geometry` or `vqa`.
+        model: for `vqa`, a hub id or a folder for `load_vqa`, or any function of (picture, question) that
+            returns the answer.
+        missing: what to do where a picture lacks the structure or the answer names no shape: `error`, or
+            `omit`, which leaves the shape None (`make_prompts(..., missing="omit")` then drops the clause).
+        progress: whether to show a progress bar.
+
+    Returns:
+        DataFrame: `patient, view, phase, structure, shape`, one row a picture and structure.
+
+    Raises:
+        ShapeError: as above, naming picture and structure; or an unknown backend, or no model for `vqa`.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    from echovlsm.cohort import load_image, load_labels
+
+    if missing not in ("error", "omit"):
+        raise ShapeError(f"missing={missing!r} is unknown: 'error' or 'omit'")
+    if backend not in ("geometry", "vqa"):
+        raise ShapeError(f"backend {backend!r} is unknown: 'geometry' or 'vqa'")
+    if (backend == "vqa") != (model is not None):
+        raise ShapeError(
+            "backend='vqa' needs model=, a hub id or a folder"
+            if model is None
+            else "only backend='vqa' has a model"
+        )
+    ask = model if callable(model) or model is None else load_vqa(model)
+    rows = []
+    for _, row in tqdm(
+        frames.iterrows(), desc="shapes", unit="picture", total=len(frames), disable=not progress
+    ):
+        labels = load_labels(row)
+        image = load_image(row) if ask else None
+        spacing = (row.get("spacing_y"), row.get("spacing_x"))
+        known = spacing if pd.notna(spacing[0]) and pd.notna(spacing[1]) else None
+        for value, structure in STRUCTURES.items():
+            mask = labels == value
+            try:
+                shape = name_shape(mask, known) if ask is None else ask_shape(ask, image, mask, structure)
+            except ShapeError as error:
+                if missing == "error":
+                    raise ShapeError(
+                        f"{row['patient']} {row['view']} {row['phase']} {structure}: {error}; "
+                        "missing='omit' leaves it out"
+                    ) from error
+                shape = None
+            rows.append((row["patient"], row["view"], row["phase"], structure, shape))
+    return pd.DataFrame(rows, columns=["patient", "view", "phase", "structure", "shape"])
+
+
+def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
+    """Return the picture in RGB with a green box just outside the mask.
+
+    Args:
+        image: uint8 (H, W).
+        mask: (H, W), bool or 0 and 1.
+
+    Raises:
+        ShapeError: an empty mask, or one of another size than the picture.
+    """
+    from PIL import Image as PILImage
+    from PIL import ImageDraw
+
+    mask = _checked(mask)
+    if image.shape != mask.shape:
+        raise ShapeError(f"picture {image.shape} and mask {mask.shape} differ in size")
+    picture = PILImage.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
+    width = max(1, round(min(image.shape) / 200))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    # Pillow draws the line inwards from the corners given
+    left, top = max(0, int(columns[0]) - width), max(0, int(rows[0]) - width)
+    right = min(image.shape[1] - 1, int(columns[-1]) + width)
+    bottom = min(image.shape[0] - 1, int(rows[-1]) + width)
+    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(0, 255, 0), width=width)
+    return picture
+
+
+def ask_shape(ask: Ask, image: np.ndarray, mask: np.ndarray, structure: str) -> Shape:
+    """Ask a model for the shape of one structure, with the paper's question, and read its answer.
+
+    Raises:
+        ShapeError: an empty mask, or an answer that `read_answer` cannot read.
+    """
+    return read_answer(ask(box_picture(image, mask), QUESTION.format(structure=structure)))
+
+
+def read_answer(answer: str) -> Shape:
+    """Return which of the five names an answer says (`triangular` is `triangle`, `round` is `circle`).
+
+    Raises:
+        ShapeError: the answer names none, or more than one.
+    """
+    named = {_ANSWERS[word] for word in re.findall(r"[a-z]+", answer.lower()) if word in _ANSWERS}
+    if len(named) != 1:
+        what = "names no shape" if not named else f"names {len(named)} shapes"
+        raise ShapeError(f"the answer {answer!r} {what} of {', '.join(SHAPES)}")
+    return named.pop()
+
+
+def load_vqa(model: str | os.PathLike[str]) -> Ask:
+    """Load a visual question answering model: a function of (picture, question) that returns the answer.
+
+    Transformers 5 has no `visual-question-answering` pipeline any more. Models made for the task (ViLT, BLIP)
+    run through `AutoModelForVisualQuestionAnswering`, vision-language models that generate text through the
+    pipeline `image-text-to-text`.
+
+    Args:
+        model: hub id or folder, with the processor's files.
+
+    Raises:
+        ShapeError: Transformers cannot load it or its processor; the reason is in the message. Some
+            processors need torchvision, which this project does not install.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+        architecture = (config.architectures or [""])[0]
+        return _load_vqa_model(model) if "QuestionAnswering" in architecture else _load_vqa_pipeline(model)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ShapeError(
+            f"{os.fspath(model)} cannot be loaded for visual question answering by Transformers: {error}"
+        ) from error
+
+
+def _load_vqa_model(model: str | os.PathLike[str]) -> Ask:
+    import torch
+    from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model)
+    network = AutoModelForVisualQuestionAnswering.from_pretrained(model).eval()
+
+    def ask(picture: Image, question: str) -> str:
+        inputs = processor(images=picture, text=question, return_tensors="pt")
+        with torch.inference_mode():
+            if network.can_generate() or hasattr(network, "text_decoder"):
+                return processor.batch_decode(
+                    network.generate(**inputs, max_new_tokens=20), skip_special_tokens=True
+                )[0]
+            # a classifier over the answers of its training set
+            return network.config.id2label[network(**inputs).logits[0].argmax().item()]
+
+    return ask
+
+
+def _load_vqa_pipeline(model: str | os.PathLike[str]) -> Ask:
+    from transformers import pipeline
+
+    generate = pipeline("image-text-to-text", model=os.fspath(model))
+    chats = getattr(generate.processor, "chat_template", None) is not None
+
+    def ask(picture: Image, question: str) -> str:
+        question = f"{question} Answer with one word: {', '.join(SHAPES)}." if chats else question
+        if chats:
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+            answer: Any = generate(
+                text=[{"role": "user", "content": content}], max_new_tokens=20, return_full_text=False
+            )
+        else:
+            answer = generate(images=picture, text=question, max_new_tokens=20)
+        text = str(answer[0]["generated_text"])
+        return text.removeprefix(question)
+
+    return ask
+
+
+def _checked(mask: np.ndarray) -> np.ndarray:
+    array = np.asarray(mask)
+    if array.ndim != 2:
+        raise ShapeError(f"a mask has the shape (height, width), not {array.shape}")
+    if array.dtype != bool:
+        if not ((array == 0) | (array == 1)).all():
+            raise ShapeError("a mask holds only 0 and 1: choose one structure (labels == value)")
+        array = array == 1
+    if not array.any():
+        raise ShapeError("the mask is empty: there is no shape to name")
+    return array
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    """Return the convex hull of the largest connected part, as a small bool array."""
+    from scipy import ndimage
+    from skimage.morphology import convex_hull_image
+
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    if count > 1:
+        mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    mask = mask[box]
+    # a line of pixels has no hull with corners at their centres
+    return convex_hull_image(mask, include_borders=True) if min(mask.shape) > 2 else mask
+
+
+@lru_cache(maxsize=1)
+def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ideal shapes of unit variance on a grid, (T, G*G); their families, (T,); the grid, (G*G, 2).
+
+    Inside means at most so far from the centre along each side's normal: a disc of unit variance has the
+    radius 2, a square the half side sqrt(3), an equilateral triangle the inradius sqrt(2).
+    """
+    line = (np.arange(_GRID) + 0.5) / _GRID * 2 - 1
+    line = line * 3  # the triangle's corner lies at 2 * sqrt(2) = 2.83
+    grid = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    shapes = [(grid**2).sum(axis=1) <= 4]
+    names = ["ellipse"]
+    for name, sides, inradius in (("rectangle", 4, np.sqrt(3)), ("triangle", 3, np.sqrt(2))):
+        for turn in np.arange(0, 360 / sides, 3):
+            angles = np.deg2rad(turn + np.arange(sides) * 360 / sides)
+            normals = np.stack([np.cos(angles), np.sin(angles)])
+            shapes.append((grid @ normals).max(axis=1) <= inradius)
+            names.append(name)
+    return np.array(shapes, dtype=np.float32), np.array(names), grid
