@@ -1,0 +1,377 @@
+"""Acoustics of the phantom: from a map of tissues under the beams to an 8-bit sector picture.
+
+The picture is made as an imaging system makes it, in beam x range coordinates. Scatterers are complex
+Gaussian noise whose strength is the tissue's echogenicity; the point-spread function is convolved with it
+(Bamber and Dickinson 1980, "Ultrasonic B-scanning: a computer simulation", Phys Med Biol 25:463-479); the
+envelope of the result is fully developed speckle with Rayleigh statistics, mean/sd = sqrt(pi / (4 - pi)) =
+1.91 (Wagner et al. 1983, "Statistics of speckle in ultrasound B-scans", IEEE Trans Son Ultrason 30:156-163;
+Goodman 2007, "Speckle Phenomena in Optics"). Strengths are in decibel: 0 dB is white at neutral gain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import fft, ndimage
+
+from echovlsm.phantom_anatomy import Tissue
+
+RANGES, BEAMS = 352, 176
+"""Samples along a beam (half a millimetre or less) and beams in the sector."""
+ASPECT = 1.22
+"""Width over height of every picture: a sector of 75 degrees fills it, as in CAMUS."""
+RAYLEIGH_RATIO = float(np.sqrt(np.pi / (4 - np.pi)))
+"""Mean over standard deviation of a Rayleigh envelope, 1.913."""
+
+# Echogenicity (dB) and acoustic impedance (arbitrary units; its steps make the specular echoes), per tissue.
+_ECHO = {
+    Tissue.SURROUNDINGS: (-35.5, 0.7),
+    Tissue.LV_CAVITY: (-52.0, 0.0),
+    Tissue.MYOCARDIUM: (-27.0, 0.8),
+    Tissue.LEFT_ATRIUM: (-52.0, 0.0),
+    Tissue.RIGHT_VENTRICLE: (-48.0, 0.0),
+    Tissue.RIGHT_ATRIUM: (-51.0, 0.0),
+    Tissue.RV_WALL: (-28.0, 0.7),
+    Tissue.ATRIAL_WALL: (-31.0, 0.8),
+    Tissue.PERICARDIUM: (-16.0, 1.8),
+    Tissue.VALVE: (-23.0, 0.8),
+    Tissue.PAPILLARY: (-34.0, 0.4),
+    Tissue.ANNULUS: (-20.0, 1.0),
+    Tissue.LUNG: (-38.0, 0.7),
+}
+ECHOGENICITY = np.array([_ECHO[t][0] for t in Tissue], np.float32)
+_SOLID = ECHOGENICITY > -40
+IMPEDANCE = np.array([_ECHO[t][1] for t in Tissue], np.float32)
+
+
+@dataclass(frozen=True)
+class System:
+    """What picture quality stands for, as imaging physics; all in dB unless said otherwise."""
+
+    noise: float
+    """Electronic noise at the probe; the time-gain compensation raises it with depth."""
+    noise_rise: float
+    """Rise of the noise from the probe to the deepest range."""
+    haze: float
+    """Side lobes and reverberation: a wide smear of the echoes, relative to them."""
+    clutter: float
+    """Near-field clutter at the probe."""
+    clutter_depth: float
+    """Depth over which it falls by 6 dB, mm."""
+    dropout: float
+    """Mean loss of walls parallel to the beam."""
+    shadow: float
+    """Mean loss behind ribs and lung at the sector's edges."""
+    resolution: float
+    """Factor on the width of the point-spread function."""
+    contrast: float
+    """Factor on the tissues' distance from the mean echogenicity: aberration washes it out."""
+    gain_spread: float
+    """Standard deviation of the median grey level that the operator sets by the gain."""
+
+
+SYSTEMS: dict[str, System] = {
+    "good": System(-55, 6, -23, -30, 8, 4.5, 5, 1.0, 1.0, 17.0),
+    "medium": System(-53, 8, -20.5, -26, 11, 6.5, 8, 1.15, 0.92, 19.0),
+    "poor": System(-50, 9, -17, -21, 14, 8.5, 11, 1.4, 0.84, 21.0),
+}
+
+
+@lru_cache(maxsize=32)
+def polar_grid(opening: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit sector: `x`, `y` (RANGES, BEAMS) for depth 1, and the beam angles (BEAMS,) in radians; float32."""
+    half = np.deg2rad(opening) / 2
+    angles = np.linspace(-half, half, BEAMS, dtype=np.float32)
+    ranges = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)
+    return np.outer(ranges, np.sin(angles)), np.outer(ranges, np.cos(angles)), angles
+
+
+@lru_cache(maxsize=32)
+def picture_grid(opening: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Picture of `size` rows over a sector of depth 1: where each pixel lies.
+
+    Returns `x`, `y` (H, W) for depth 1; `inside` (H, W) bool; `coordinates` (2, inside.sum()), the fractional
+    row and column of the inside pixels in the polar grid.
+    """
+    height, width = picture_shape(size)
+    step = 1.0 / height
+    x, y = np.meshgrid((np.arange(width) - (width - 1) / 2) * step, (np.arange(height) + 0.5) * step)
+    radius, angle, half = np.hypot(x, y), np.arctan2(x, y), np.deg2rad(opening) / 2
+    inside = (radius <= 1) & (np.abs(angle) <= half)
+    rows = radius[inside] * RANGES - 0.5
+    columns = (angle[inside] + half) / (2 * half) * (BEAMS - 1)
+    coordinates = np.stack([rows, columns]).astype(np.float32)
+    return x.astype(np.float32), y.astype(np.float32), inside, coordinates
+
+
+def picture_shape(size: int) -> tuple[int, int]:
+    """(height, width) of a picture of `size` rows."""
+    return size, round(size * ASPECT)
+
+
+def _lateral_sigma(depth: float, opening: int, resolution: float) -> np.ndarray:
+    """Beam width (standard deviation, in beams) against range (RANGES,).
+
+    Diffraction spreads the beam by a constant angle, so its width in millimetres grows with depth; out of
+    focus the 20 mm aperture adds to it.
+    """
+    ranges = (np.arange(RANGES) + 0.5) / RANGES * depth
+    focus = 0.6 * depth
+    width = np.hypot(np.deg2rad(0.68) * ranges, 0.035 * 20 * np.abs(1 - ranges / focus))
+    return (resolution * width / ranges / np.deg2rad(opening) * (BEAMS - 1)).clip(0.3, 12)
+
+
+def envelope(
+    strength: np.ndarray,
+    rng: np.random.Generator,
+    depth: float = 160.0,
+    opening: int = 75,
+    resolution: float = 1.0,
+    coherent: np.ndarray | None = None,
+    looks: int = 1,
+) -> np.ndarray:
+    """Echo envelope of scatterers of amplitude `strength` (RANGES, BEAMS), float32, before any compression.
+
+    Complex Gaussian scatterers x strength (+ a `coherent` specular part), convolved with a Gaussian pulse
+    along the beam and a Gaussian beam profile across it that widens with depth. `depth` in mm, `opening` in
+    degrees, `resolution` a factor on both widths. The filters have unit noise gain: a homogeneous region of
+    strength s has a Rayleigh envelope of mean square 2 s squared. With `looks` above 1 the root of the mean
+    intensity over independent looks is returned: frequency compounding, as scanners do it.
+    """
+    rows, columns = fft.next_fast_len(RANGES + 12), fft.next_fast_len(BEAMS + 24)
+    pulse = 0.45 * resolution / (depth / RANGES)
+    along = _gaussian(np.full(1, pulse), rows).T  # (rows, 1)
+    across = _gaussian(_lateral_sigma(depth, opening, resolution), columns)
+    intensity = np.zeros((RANGES, BEAMS), np.float32)
+    for _ in range(looks):
+        noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)
+        field = (noise[0] + 1j * noise[1]) * strength
+        if coherent is not None:
+            field += coherent
+        field = fft.ifft(fft.fft(field, rows, axis=0) * along, axis=0, overwrite_x=True)[:RANGES]
+        field = fft.ifft(fft.fft(field, columns, axis=1) * across, axis=1, overwrite_x=True)[:, :BEAMS]
+        intensity += field.real**2 + field.imag**2
+    return np.sqrt(intensity / looks)
+
+
+def _gaussian(sigma: np.ndarray, count: int) -> np.ndarray:
+    """Transfer functions (len(sigma), count) of Gaussians of `sigma` samples, unit noise gain; float32."""
+    frequency = 2 * np.pi * fft.fftfreq(count)
+    transfer = np.exp(-0.5 * (sigma[:, None] * frequency) ** 2)
+    return (transfer / np.sqrt((transfer**2).mean(axis=1, keepdims=True))).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _cosines(count: int, terms: int) -> np.ndarray:
+    """Cosine basis (count, terms), float32."""
+    return np.cos(np.pi * np.outer((np.arange(count) + 0.5) / count, np.arange(terms))).astype(np.float32)
+
+
+def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = False) -> np.ndarray:
+    """Smooth random field (RANGES, BEAMS) of unit variance on average, from the lowest cosines; float32.
+
+    Low cosines prevail, or all `terms` weigh the same if `flat`: a grain of one size.
+    """
+    weights = rng.standard_normal(terms, dtype=np.float32)
+    falloff = 1 / np.hypot(1 + np.arange(terms[0])[:, None], 1 + np.arange(terms[1])[None])
+    if flat:
+        falloff = np.ones_like(falloff)
+    weights *= (falloff / np.sqrt((falloff**2).sum() / 3.5)).astype(np.float32)
+    return _cosines(RANGES, terms[0]) @ weights @ _cosines(BEAMS, terms[1]).T
+
+
+def polar_picture(
+    tissue: np.ndarray,
+    quality: str,
+    depth: float,
+    opening: int,
+    recording: np.random.Generator,
+    frame: np.random.Generator,
+    fibrosis: float = 0.0,
+    calcification: float = 0.0,
+    hinges: Sequence[tuple[float, float]] = (),
+) -> np.ndarray:
+    """Grey levels (RANGES, BEAMS), float32 in 0..255, of a tissue map in beam x range coordinates.
+
+    `tissue` is (RANGES, BEAMS) of Tissue values, `depth` in mm, `opening` in degrees. `recording` draws what
+    the frames of one recording share (gain, surroundings, shadows), `frame` the speckle and noise. `fibrosis`
+    and `calcification` (dB) add to myocardium, and to valve and annulus, whose `hinges` (x, y in mm) have
+    bright tissue around them.
+    """
+    system = SYSTEMS[quality]
+    angles = polar_grid(opening)[2]
+    half = float(angles[-1])
+    share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
+    ranges = share * depth
+
+    echo = ECHOGENICITY.copy()
+    echo += recording.normal(0, 1.3, len(echo)).astype(np.float32)
+    echo[Tissue.MYOCARDIUM] += 0.8 * fibrosis
+    echo[[Tissue.VALVE, Tissue.ANNULUS]] += calcification
+    echo[_SOLID] = -29 + (echo[_SOLID] + 29) * system.contrast
+    level = echo[tissue]
+
+    # what is not the heart: cloudy tissue, a bright far wall, short streaks
+    cloud = 6.5 * smooth_field(recording, (7, 9))
+    band_at = (
+        0.93
+        + 0.03 * recording.normal()
+        + 0.03 * np.cos(angles * recording.uniform(1, 4) + recording.uniform(0, 6))
+    )
+    band = recording.uniform(2, 17) * np.exp(-(((share - band_at) / recording.uniform(0.02, 0.06)) ** 2))
+    patchy = np.clip(0.6 + 0.7 * smooth_field(recording, (3, 8)), 0, 1.4)
+    layers = smooth_field(recording, (34, 9), flat=True)
+    outside = cloud + band * patchy + 3 * layers
+    for _ in range(int(recording.integers(1, 5))):
+        outside += _streak(recording, share, angles, half)
+    level += np.where((tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG), outside, 0.25 * cloud)
+    atria = (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM)
+    level += np.where(atria, recording.normal(5, 4) + 0.9 * cloud, 0)
+    # fat and fibrous tissue around the valve's hinges is often the brightest of the picture
+    x, y = (v * np.float32(depth) for v in polar_grid(opening)[:2])
+    for hinge_x, hinge_y in hinges:
+        size, gain = recording.uniform(6, 17), max(0.0, recording.normal(7, 4.5) + 0.5 * calcification)
+        centre_x, centre_y = hinge_x + recording.normal(0, 4), hinge_y + recording.normal(5, 5)
+        far = ((x - centre_x) ** 2 + (y - centre_y) ** 2) / np.float32(size**2)
+        level += np.where(_SOLID[tissue], gain * np.exp(-far), 0)
+    lumps = 0.75 * smooth_field(recording, (64, 40), flat=True) + 0.65 * smooth_field(
+        recording, (26, 22), flat=True
+    )  # texture of a few millimetres
+    regions = smooth_field(recording, (9, 8))
+    level += np.where(_SOLID[tissue], 4.6 * lumps + 4.4 * regions, 0)
+    trabeculae = 6 * np.clip(lumps + 0.5 * regions, 0, 2)
+    level += np.where(tissue == Tissue.RIGHT_VENTRICLE, trabeculae, 0)
+
+    # the middle of the wall, whose fibres run across the beam, is brighter than its inner and outer layer
+    muscle = ndimage.gaussian_filter((tissue == Tissue.MYOCARDIUM).astype(np.float32), (5, 4), truncate=2.5)
+    level += np.where(tissue == Tissue.MYOCARDIUM, 18 * (muscle - 0.74), 0)
+    # walls along the beam lose echo: their fibres do not face it; the septum, seen from both sides, less
+    patch = np.clip(1.1 * smooth_field(recording, (7, 6)) + 0.9 + 1.3 * angles / half, -0.5, 2.8)
+    walls = (tissue == Tissue.MYOCARDIUM) | (tissue == Tissue.PERICARDIUM) | (tissue == Tissue.ATRIAL_WALL)
+    level -= np.where(walls, system.dropout * patch, 0)
+    # haze within the chambers differs from place to place; chordae and trabeculae are bright spots in it
+    blood = ECHOGENICITY[tissue] < -45
+    level += np.where(blood, 4.5 * regions + recording.normal(3.5, 2), 0)
+    level = _spots(recording, level, tissue == Tissue.LV_CAVITY)
+    # the apex lies in the near field, where walls hardly stand out
+    level += recording.uniform(0.65, 1) * np.exp(-((ranges / 60) ** 2)) * (-39.5 - level)
+    # the beam is thick across the plane: borders are crossed at several heights and look soft
+    level = ndimage.gaussian_filter(level, (2.0 * system.resolution, 2.6 * system.resolution), truncate=2.5)
+
+    # specular echoes: steps of impedance, seen where the boundary faces the beam
+    smooth = ndimage.gaussian_filter(IMPEDANCE[tissue], (1.6, 0.9))
+    facing = np.abs(np.gradient(smooth, axis=0)) / (depth / RANGES)
+    sideways = np.abs(np.gradient(smooth, axis=1)) / (ranges * (2 * half / (BEAMS - 1)) + 0.5)
+    specular = np.minimum(facing + 0.1 * sideways, 1.5) * 10 ** ((-21 + 2 * lumps + 3 * regions) / 20)
+    specular *= 10 ** (-0.8 * system.dropout * patch / 20)
+    specular *= np.clip((ranges - 25) / 45, 0.1, 1)  # the near field is out of focus
+    loss = _shadows(recording, system, angles, half, share)
+    # few strong scatterers among many weak ones: K-distributed echoes, spotty as muscle is
+    sparse = np.sqrt(frame.standard_gamma(0.5, (RANGES, BEAMS), dtype=np.float32) / np.float32(0.5))
+    amplitude = 10 ** (level / 20) * np.where(_SOLID[tissue], sparse, 1) + 0.7 * specular
+    amplitude = amplitude * 10 ** (-loss / 20)
+    # side lobes and reverberation smear strong echoes over neighbouring beams and ranges
+    coarse = ndimage.gaussian_filter((amplitude * amplitude)[::4, ::2], (7, 12), mode="nearest", truncate=2.5)
+    haze = np.repeat(np.repeat(coarse, 4, axis=0), 2, axis=1)
+    haze = ndimage.uniform_filter(haze, (5, 3), mode="nearest") * 10 ** (system.haze / 10)
+    clutter = system.clutter - 6 * ranges / system.clutter_depth
+    ripple = (
+        recording.uniform(3, 10) * np.cos(2 * np.pi * ranges / recording.uniform(4, 9)) * np.exp(-ranges / 16)
+    )
+    near = 10 ** ((clutter + ripple + 3 * smooth_field(recording, (4, 6))) / 10)
+    near += _reverberations(recording, ranges, angles, half, system.clutter)
+    amplitude = np.sqrt(amplitude**2 + haze + near).astype(np.float32)
+
+    coherent = 0.5 * specular * 10 ** (-loss / 20)
+    echoes = envelope(amplitude, frame, depth, opening, system.resolution, coherent, looks=3)
+    noise_db = system.noise + recording.normal(0, 1.5) + system.noise_rise * share
+    # the noise is finer than the speckle; a sample of the picture holds about two independent values
+    noise = frame.standard_gamma(2, (RANGES, BEAMS), dtype=np.float32)
+    power = echoes**2 + noise * (10 ** (noise_db / 10)).astype(np.float32)
+
+    tilt = recording.normal(0, 3.5) * (share - 0.5) + 2.0 * smooth_field(recording, (3, 3))
+    dynamic = recording.uniform(44, 56)
+    target = np.clip(recording.normal(87, system.gain_spread), 48, 140)
+    decibel = 10 * np.log10(power + 1e-9) + tilt - 14 * np.exp(-ranges / 4)
+    # the operator sets the gain by the look of the picture: most of the way to the wanted median
+    gain = float(dynamic * (target / 255 - 1) - np.median(decibel[::4, ::2]))
+    grey = 255 * (1 + (decibel + gain) / dynamic)
+    knee = 30.0  # scanners bend the ends of the curve: nothing inside the sector is quite black
+    grey = np.where(grey < knee, knee * np.exp(np.minimum(grey, knee) / knee - 1), grey)
+    return np.clip(grey, 2, 255).astype(np.float32)
+
+
+def _reverberations(
+    rng: np.random.Generator, ranges: np.ndarray, angles: np.ndarray, half: float, clutter: float
+) -> np.ndarray:
+    """Intensity (RANGES, BEAMS) of echoes bouncing between probe and chest wall: arcs in the near field."""
+    intensity = np.zeros((RANGES, BEAMS), np.float32)
+    first, step = rng.uniform(4, 9), rng.uniform(2.5, 5)
+    strength, decay = clutter + rng.uniform(-4, 12), rng.uniform(1, 6)
+    for k in range(5):
+        at = first + k * step + rng.normal(0, 1.0)
+        where, width = rng.normal(0, 0.5) * half, rng.uniform(0.25, 1.2) * half
+        arc = np.exp(-(((ranges - at) / 0.7) ** 2)) * np.exp(-(((angles - where) / width) ** 2))
+        intensity += 10 ** ((strength - decay * k + rng.normal(0, 3)) / 10) * arc.astype(np.float32)
+    return intensity
+
+
+def _spots(rng: np.random.Generator, level: np.ndarray, cavity: np.ndarray) -> np.ndarray:
+    """`level` (dB) with up to six small bright spots in the `cavity` (RANGES, BEAMS) bool."""
+    rows, columns = np.nonzero(cavity)
+    count = int(rng.integers(0, 7))
+    picks, gains = rng.random(6), rng.uniform(8, 24, 6)
+    if len(rows):
+        spot = np.zeros(level.shape, np.float32)
+        for pick, gain in zip(picks[:count], gains[:count], strict=True):
+            at = int(pick * len(rows))
+            spot[max(0, rows[at] - 1) : rows[at] + 2, max(0, columns[at] - 2) : columns[at] + 3] = gain
+        level = level + spot
+    return level
+
+
+def _streak(rng: np.random.Generator, share: np.ndarray, angles: np.ndarray, half: float) -> np.ndarray:
+    """A short bright line (dB, (RANGES, BEAMS)), as from pleura, diaphragm or fascia."""
+    at, where, slope = rng.uniform(0.3, 0.9), rng.uniform(-1, 1) * half, rng.normal(0, 0.35)
+    thickness, width, gain = rng.uniform(0.003, 0.01), rng.uniform(0.04, 0.16), rng.uniform(4, 14)
+    line = np.exp(-(((share - at - slope * (angles - where)) / thickness) ** 2))
+    return (gain * line * np.exp(-(((angles - where) / width) ** 2))).astype(np.float32)
+
+
+def _shadows(
+    rng: np.random.Generator, system: System, angles: np.ndarray, half: float, share: np.ndarray
+) -> np.ndarray:
+    """Loss (dB, (RANGES, BEAMS)) behind ribs and lung: soft-edged, from some depth on, mostly at edges."""
+    loss = np.zeros((RANGES, BEAMS), np.float32)
+    for side in (-1, 1):
+        strength = max(0.0, rng.normal(system.shadow, 4)) * (rng.random() < 0.75)
+        edge, soft, start = rng.uniform(0.55, 1.05) * half, rng.uniform(0.04, 0.12), rng.uniform(0.05, 0.5)
+        across = 1 / (1 + np.exp(-(side * angles - edge) / soft))
+        loss += strength * across * (1 / (1 + np.exp(-(share - start) / 0.06)))
+    # a narrow shadow inside the sector, now and then
+    strength = rng.uniform(0, system.shadow) * (rng.random() < 0.4)
+    where, width, start = rng.uniform(-0.8, 0.8) * half, rng.uniform(0.03, 0.09), rng.uniform(0.2, 0.7)
+    loss += (
+        strength * np.exp(-(((angles - where) / width) ** 2)) * (1 / (1 + np.exp(-(share - start) / 0.04)))
+    )
+    return loss
+
+
+def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
+    """Sector picture of `size` rows (uint8 (H, W), black outside) from polar grey levels (RANGES, BEAMS).
+
+    Small pictures are averaged down from a finer one, as a viewer does, so that speckle does not alias.
+    """
+    factor = max(1, -(-192 // size))
+    inside, coordinates = picture_grid(opening, size * factor)[2:]
+    height, width = picture_shape(size)
+    fine_shape = inside.shape
+    picture = np.zeros(fine_shape, np.float32)
+    picture[inside] = ndimage.map_coordinates(polar, coordinates, order=1, mode="nearest")
+    if factor > 1:
+        picture = picture[:, : fine_shape[1] // factor * factor]
+        picture = picture.reshape(height, factor, -1, factor).mean(axis=(1, 3))
+        missing = width - picture.shape[1]
+        picture = np.pad(picture, ((0, 0), (0, missing))) if missing > 0 else picture[:, :width]
+    return np.rint(picture).astype(np.uint8)
