@@ -15,7 +15,7 @@ import sys
 from echovlsm import parameters, runs
 
 ROOT = Path(workflow.basedir)
-NOTEBOOKS = ("01_cohort", "03_prompts", "04_training", "05_evaluation")
+NOTEBOOKS = ("01_cohort", "03_prompts", "04_training", "05_evaluation", "06_results")
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
 PROFILE_FILE = f"notebooks/profiles/{PROFILE}.yaml"
@@ -34,9 +34,10 @@ EXECUTED = {
     "03_prompts": f"runs/{PROFILE}/{COHORT}/03_prompts/03_prompts.ipynb",
     "04_training": f"{CELL}/04_training.ipynb",
     "05_evaluation": f"{CELL}/05_evaluation.ipynb",
+    "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
 }
 # Not what only publishes: a change of the book's look trains nothing again.
-CODE = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "scenes", "pretraining"}]
+CODE = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
 
 
 def command(name):
@@ -110,6 +111,18 @@ rule train:
         gpu=1,
     shell:
         command("04_training")
+
+
+rule results:
+    input:
+        SOURCES["06_results"],
+        PROFILE_FILE,
+        CODE,
+        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
+    output:
+        EXECUTED["06_results"],
+    shell:
+        command("06_results")
 
 
 rule evaluate:

@@ -110,9 +110,9 @@ def outline(axes: Axes, mask: np.ndarray, colour: str, dashed: bool = False) -> 
 
 
 def outline_labels(axes: Axes, labels: np.ndarray) -> None:
-    """Draw the borders of all three structures of a label map."""
-    for value, structure in STRUCTURES.items():
-        outline(axes, labels == value, STRUCTURE_COLOURS[structure])
+    """Draw the borders of all three structures of a label map, the cavity on top of the wall's inner border."""
+    for value in (2, 3, 1):
+        outline(axes, labels == value, STRUCTURE_COLOURS[STRUCTURES[value]])
 
 
 def structure_legend(figure: Figure, extra: Mapping[str, str] | None = None) -> None:

@@ -169,7 +169,15 @@ def sentence_loss(model: CLIPSeg, first: list[str], second: list[str], temperatu
 
 
 def pretrain(
-    model: CLIPSeg, out: Path, *, steps: int, batch: int, rate: float, seed: int, every: int = 100
+    model: CLIPSeg,
+    out: Path,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    every: int = 100,
+    save_every: int = 500,
 ) -> None:
     """Train `model` on scenes for `steps` steps; checkpoints in `out`, and the finished folder there too."""
     out.mkdir(parents=True, exist_ok=True)
@@ -225,12 +233,85 @@ def pretrain(
             log.append({"step": step + 1, **row})
             bar.set_postfix(row, refresh=False)
             sums[:] = 0
-            if (step + 1) % (5 * every) == 0:
+            if (step + 1) % save_every == 0:
                 print({**log[-1], "seconds": round(time.perf_counter() - clock)}, flush=True)
                 _save(checkpoint, model, optimiser, schedule, step + 1, log)
     (out / "log.json").write_text(json.dumps(log, indent=0) + "\n")
     model.segmenter.half()  # 16 bits are plenty to start from and keep the repository small
     model.save_pretrained(out)
+
+
+CARD = """---
+license: mit
+library_name: transformers
+---
+# clipseg-tiny
+
+A CLIPSeg of {parameters:.1f} million parameters for {size} x {size} pictures, so that the study runs
+without a download. It is a stand-in for `CIDAS/clipseg-rd64-refined`, not a copy of it: it has never
+seen a photograph, an echocardiogram or a medical word. It learned from {scenes:,} drawn scenes of
+shapes, textures and colours with referring captions (`echovlsm/scenes.py`) for {steps:,} steps; weights
+are stored in 16 bits.
+
+    python -m echovlsm.pretraining --install data/weights/clipseg-tiny
+
+draws, trains and writes this folder again (seed {seed}, {threads} threads; about {minutes:.0f} minutes on two
+cores). The tokenizer is OpenAI CLIP's byte-pair encoding (MIT licence) cut to its first 4,096 merges.
+
+On {held_out} scenes that it has not seen, the mean Dice over captions that name something is **{dice:.2f}**.
+
+## Does the text encoder tell prompts apart?
+
+Cosine between the embeddings of prompts that it has never seen. A randomly initialised text encoder gives
+{random:.2f} on average for different structures; this one {across:.2f}, and {paraphrase:.2f} for two ways to
+say the same.
+
+{matrix}
+"""
+
+
+@torch.no_grad()
+def write_card(folder: Path, arguments: argparse.Namespace, seconds: float, held_out: int = 300) -> None:
+    """Measure the finished weights and write their model card, `README.md`."""
+    from echovlsm import STRUCTURES, models
+    from echovlsm.prompts import make_prompt
+
+    model = models.load("clipseg", folder).eval()
+    dices = []
+    for step in range(held_out // 20):
+        images, captions, masks = scene_batch(10_000 + arguments.seed, step, 20, model.image_size)
+        tokens, attention = model.tokenize(captions)
+        shape = (20, -1, tokens.shape[-1])
+        hit = (model(model.normalise(images), tokens.view(shape), attention.view(shape)) > 0).numpy()
+        both = 2 * (hit & masks).sum((-2, -1)) / np.maximum(hit.sum((-2, -1)) + masks.sum((-2, -1)), 1)
+        dices.append(both[masks.any((-2, -1))])
+    texts = [make_prompt(name, "P1", variant) for variant in (0, 1) for name in STRUCTURES.values()]
+
+    def cosines(net: CLIPSeg) -> np.ndarray:
+        features = functional.normalize(net.encode_text(*net.tokenize(texts)), dim=-1)
+        return (features @ features.T).numpy()
+
+    mine, chance = cosines(model), cosines(build_tiny_clipseg(model.tokenizer, arguments.seed))
+    others = ~np.eye(3, dtype=bool)
+    lines = ["| prompt | " + " | ".join(str(i + 1) for i in range(6)) + " |", "|---|" + "---:|" * 6]
+    for number, (text, row) in enumerate(zip(texts, mine, strict=True), start=1):
+        lines.append(f"| {number} {text} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
+    card = CARD.format(
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        size=model.image_size,
+        scenes=arguments.steps * arguments.batch,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        threads=arguments.threads,
+        minutes=seconds / 60,
+        held_out=held_out,
+        dice=np.concatenate(dices).mean(),
+        random=chance[:3, :3][others].mean(),
+        across=mine[:3, :3][others].mean(),
+        paraphrase=np.diagonal(mine[:3, 3:]).mean(),
+        matrix="\n".join(lines),
+    )
+    (folder / "README.md").write_text(card)
 
 
 def _save(
@@ -257,7 +338,7 @@ def main() -> None:
     parser.add_argument(
         "--merges", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz: build the tokenizer anew"
     )
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=24, help="scenes a step, three captions each")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -272,14 +353,15 @@ def main() -> None:
     else:
         tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer)
     model = build_tiny_clipseg(tokenizer, arguments.seed)
-    pretrain(
-        model,
-        arguments.out,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        rate=arguments.rate,
-        seed=arguments.seed,
-    )
+    clock = time.perf_counter()
+    options = {
+        "steps": arguments.steps,
+        "batch": arguments.batch,
+        "rate": arguments.rate,
+        "seed": arguments.seed,
+    }
+    pretrain(model, arguments.out, **options)
+    write_card(arguments.out, arguments, time.perf_counter() - clock)
     if arguments.install:
         skip = shutil.ignore_patterns("checkpoint.*")
         shutil.copytree(arguments.out, arguments.install, dirs_exist_ok=True, ignore=skip)

@@ -27,6 +27,7 @@ from echovlsm.parameters import check_parameters
 
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
+_NOT_COUNTED = {"book", "execute", "figures", "freshness", "parameters", "pretraining", "runs", "scenes"}
 _RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -100,7 +101,7 @@ def code_hash() -> str:
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        if path.name not in {"book.py", "figures.py", "runs.py", "pretraining.py", "scenes.py"}:
+        if path.stem not in _NOT_COUNTED:
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -238,6 +239,25 @@ class RunFolder:
         """Add `results` to `run.yaml` and leave its status."""
         self.write_yaml("run.yaml", {**self.record, **results})
 
+    def put_on_record(self, results: str | Path) -> Path:
+        """Copy what may be published of a complete, evaluated run: scores, history, record; no weights.
+
+        Parameters
+        ----------
+        results
+            Folder of recorded runs, such as `data/results/camus`; the run gets a folder in it.
+        """
+        record = self.require("scores.parquet", "05_evaluation")
+        target = RunFolder(resolve(results) / self.path.name)
+        target.path.mkdir(parents=True, exist_ok=True)
+        for name in ("history.csv", "scores.parquet", "prompt_matrix.csv"):
+            shutil.copy(self / name, target / name)
+        where = {"cohort", "run"}  # paths of one machine tell another nothing
+        for part in (record, record["evaluation"]):
+            part["parameters"] = {key: value for key, value in part["parameters"].items() if key not in where}
+        target.write_yaml("run.yaml", record)
+        return target.path
+
     def discard(self, name: str) -> None:
         """Delete a working folder of the run, such as the training state, once it is not needed."""
         shutil.rmtree(self / name, ignore_errors=True)
@@ -295,3 +315,20 @@ def run_path(
     """
     name = f"{model}-{prompt}-{strategy.replace(':', '_')}-{encoders}-seed{seed}"
     return resolve("runs") / profile / Path(cohort).name / name
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: put a run on record."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        description="Copy a run's scores, history and record to a folder of results."
+    )
+    parser.add_argument("run", type=Path, help="run folder of an evaluated training")
+    parser.add_argument("results", type=Path, help="folder of recorded runs, such as data/results/camus")
+    options = parser.parse_args(arguments)
+    print(RunFolder(options.run).put_on_record(options.results))
+
+
+if __name__ == "__main__":
+    main()

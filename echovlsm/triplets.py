@@ -111,14 +111,21 @@ class Triplets(Dataset):
         """Choose the epoch whose prompts and augmentation are drawn."""
         self.epoch = epoch
 
+    def texts_of(self, index: int) -> list[str]:
+        """The prompts that picture `index` gets in the current epoch, one a structure."""
+        return [str(self.texts[text]) for text in self._draw(index)[0]]
+
+    def _draw(self, index: int) -> tuple[np.ndarray, np.random.Generator]:
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        drawn = rng.integers(0, self.choices.shape[2], len(self.structures))
+        return self.choices[index, np.arange(len(self.structures)), drawn], rng
+
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One picture: image uint8 (H, W), input_ids and attention_mask (S, L), masks float32 (S, H, W)."""
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        drawn = rng.integers(0, self.choices.shape[2], len(self.structures))
-        text = self.choices[index, np.arange(len(self.structures)), drawn]
+        text, rng = self._draw(index)
         image, labels = self.images[index], self.labels[index]
         if self._augmentation is not None:
             self._augmentation.set_random_state(int(rng.integers(2**31)))
