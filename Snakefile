@@ -37,7 +37,7 @@ EXECUTED = {
     "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
 }
 # Not what only publishes: a change of the book's look trains nothing again.
-CODE = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
+CODE = ["requirements.lock"] + [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
 
 
 def command(name):

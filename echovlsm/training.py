@@ -26,12 +26,15 @@ HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice
 
 
 class EpochSampler(Sampler[int]):
-    """A random order that depends on (seed, epoch) alone, so that a resumed epoch repeats itself."""
+    """A random order that depends on (seed, epoch) alone, so that a resumed epoch repeats itself.
+
+    Not named `set_epoch`, which Accelerate would call with a counter of its own that starts anew on resuming.
+    """
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
         self.epoch = epoch
 
@@ -142,8 +145,8 @@ def fit(
         if stale >= patience:
             break
         clock = time.perf_counter()
-        triplets.set_epoch(epoch)
-        sampler.set_epoch(epoch)
+        triplets.start_epoch(epoch)
+        sampler.start_epoch(epoch)
         rate = optimiser.param_groups[0]["lr"]
         train_loss = _train_epoch(accelerator, model, bare, training, optimiser, loss, gradient_clip, bar)
         val_loss, val_dice = _check_epoch(accelerator, model, bare, checking, loss)

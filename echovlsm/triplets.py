@@ -107,8 +107,8 @@ class Triplets(Dataset):
             self.images[index] = resize_image(load_image(row), size)
             self.labels[index] = resize_labels(load_labels(row), size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose prompts and augmentation are drawn."""
+    def start_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose prompts and augmentation are drawn (see `EpochSampler` for the name)."""
         self.epoch = epoch
 
     def texts_of(self, index: int) -> list[str]:

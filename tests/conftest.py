@@ -1,0 +1,48 @@
+"""Shared fixtures: thread count, the tiny weights, a small phantom cohort, and where real data may lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "data" / "weights" / "clipseg-tiny"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Results depend on the thread count; tests run with one so that workers do not fight over cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data; tests that need it are skipped elsewhere."""
+    folder = os.environ.get("ECHOVLSM_SHARED")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("ECHOVLSM_SHARED does not name a folder with real data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def phantom_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six phantom patients at 96 px."""
+    from echovlsm.phantom import write_phantom_cohort
+
+    root = tmp_path_factory.mktemp("cohorts") / "phantom-test"
+    write_phantom_cohort(root, 6, seed=3, size=96, splits=(0.5, 0.25, 0.25), progress=False, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def phantom_frames(phantom_cohort: Path) -> pd.DataFrame:
+    """The frames table of `phantom_cohort`."""
+    from echovlsm.cohort import read_cohort
+
+    return read_cohort(phantom_cohort)

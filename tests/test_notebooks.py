@@ -1,0 +1,199 @@
+"""The study's notebooks: their shape, and what they give when executed at smoke scale."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CELL = "runs/smoke/phantom-smoke/clipseg-P1-real-unfrozen-seed42"
+
+
+def _environment(root: Path) -> dict[str, str]:
+    return os.environ | {"ECHOVLSM_ROOT": str(root), "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+
+
+def _snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    return subprocess.run(
+        command, cwd=root, env=_environment(root), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which notebooks can run without touching this one."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("Snakefile", "_config.yml", "_toc.yml", "requirements.lock"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(
+        ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
+    (root / "data").mkdir()
+    for name in ("echovlsm", "book", "data/weights", "data/results"):
+        (root / name).symlink_to(ROOT / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def study(project: Path) -> Path:
+    """The whole study at smoke scale, executed by Snakemake."""
+    result = _snakemake(project, "study", "--config", "scale=smoke", "threads=1")
+    assert result.returncode == 0, result.stderr[-4000:]
+    return project
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_share_one_skeleton(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    first, parameters, check = notebook.cells[:3]
+    assert first.source.startswith("# ")
+    assert "**The question.**" in first.source
+    assert "**What to expect.**" in first.source
+    assert parameters.metadata["tags"] == ["parameters"]
+    assert "runs.check_parameters(globals())" in check.source
+    titles = [
+        line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
+    ]
+    for title in ("## What we saw", "## Try it yourself", "## References"):
+        assert title in titles
+    assert sum(line.startswith("# ") for line in titles) == 1
+    lengths = sorted(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code")
+    assert lengths[len(lengths) // 2] <= 10
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_parameter_is_typed_and_explained(path: Path) -> None:
+    source = nbformat.read(path, as_version=4).cells[1].source
+    for line in source.splitlines():
+        assert ": " in line.split("=")[0], line
+        assert "  # " in line, line
+
+
+def test_the_study_leaves_a_complete_run(study: Path) -> None:
+    run = yaml.safe_load((study / CELL / "run.yaml").read_text())
+    assert (run["status"], run["scale"], run["kind"], run["strategy"]) == (
+        "complete",
+        "smoke",
+        "phantom",
+        "real",
+    )
+    assert run["parameters"]["prompt"] == "P1"
+    assert {"data_hash", "weights_hash", "code_hash", "commit", "device", "packages", "date"} <= set(run)
+    history = pd.read_csv(study / CELL / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    assert (study / CELL / "weights" / "model.safetensors").is_file()
+    assert not (study / CELL / "state").exists()
+    assert not list((study / "runs").rglob("*.failed.ipynb"))
+
+
+def test_scores_have_one_row_a_mask_and_strategy(study: Path) -> None:
+    scores = pd.read_parquet(study / CELL / "scores.parquet")
+    counts = pd.read_csv(study / "runs/smoke/phantom-smoke/01_cohort/counts.csv").set_index("split")
+    keys = ["strategy", "patient", "view", "phase", "structure"]
+    assert len(scores) == 2 * 3 * counts.loc["test", "pictures"]
+    assert not scores.duplicated(keys).any()
+    assert scores["dice"].between(0, 1).all()
+    means = scores.groupby("strategy")["dice"].mean()
+    assert means["real"] > means["zeroshot"]
+    run = yaml.safe_load((study / CELL / "run.yaml").read_text())
+    assert run["evaluation"]["dice"]["real"] == pytest.approx(means["real"])
+
+
+def test_the_prompt_matrix_compares_every_prompt_with_every_structure(study: Path) -> None:
+    matrix = pd.read_csv(study / CELL / "prompt_matrix.csv", index_col=0)
+    assert matrix.shape == (3, 3)
+    assert list(matrix.index) == list(matrix.columns)
+    assert matrix.stack().between(0, 1).all()
+
+
+def test_figures_of_executed_notebooks_carry_scale_and_cohort(study: Path) -> None:
+    for executed in (study / "runs").rglob("*.ipynb"):
+        notebook = nbformat.read(executed, as_version=4)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output.output_type == "error"]
+        drawing = [
+            c.source
+            for c in notebook.cells
+            if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))
+        ]
+        assert drawing or executed.stem == "03_prompts"
+        assert all("figures.stamp(" in source for source in drawing)
+
+
+def test_a_finished_study_is_not_run_again(study: Path) -> None:
+    result = _snakemake(study, "study", "-n", "--config", "scale=smoke", "threads=1")
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_outputs_marked_as_deterministic_repeat(study: Path) -> None:
+    """nbval executes the executed notebook once more and compares the cells tagged for it."""
+    executed = study / "runs/smoke/phantom-smoke/03_prompts/03_prompts.ipynb"
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-q", str(executed)]
+    result = subprocess.run(
+        command, cwd=study, env=_environment(study), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    tagged = [
+        c
+        for c in nbformat.read(executed, as_version=4).cells
+        if "nbval-check-output" in c.metadata.get("tags", [])
+    ]
+    assert tagged
+    assert all(cell.outputs for cell in tagged)
+
+
+@pytest.mark.parametrize("arguments", [("-p", "promt", "P1"), ("-p", "prompt", "P9"), ("-y", "epochs: many")])
+def test_papermill_by_hand_stops_at_a_wrong_parameter(
+    project: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out.ipynb"
+    source = project / "notebooks" / "04_training.ipynb"
+    command = [sys.executable, "-m", "papermill", str(source), str(out), "--cwd", str(project), *arguments]
+    result = subprocess.run(
+        command, cwd=project, env=_environment(project), capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert "ParameterError" in result.stderr
+    if "promt" in arguments:
+        assert "did you mean `prompt`?" in result.stderr
+    executed = [
+        c for c in json.loads(out.read_text())["cells"] if c["cell_type"] == "code" and c["execution_count"]
+    ]
+    assert not [cell for cell in executed if "import matplotlib" in "".join(cell["source"])]
+
+
+def test_a_batch_run_stops_before_the_kernel_starts(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ipynb"
+    command = [
+        sys.executable,
+        "-m",
+        "echovlsm.execute",
+        "notebooks/04_training.ipynb",
+        str(out),
+        "-p",
+        "promt",
+        "P1",
+    ]
+    result = subprocess.run(
+        command, cwd=project, env=_environment(project), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "did you mean `prompt`?" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_snakemake_refuses_an_unknown_parameter(project: Path) -> None:
+    result = _snakemake(project, "study", "-n", "--config", "scale=smoke", "promt=P1")
+    assert result.returncode != 0
+    assert "did you mean `prompt`?" in result.stdout + result.stderr
