@@ -110,7 +110,7 @@ def outline(axes: Axes, mask: np.ndarray, colour: str, dashed: bool = False) -> 
 
 
 def outline_labels(axes: Axes, labels: np.ndarray) -> None:
-    """Draw the borders of all three structures of a label map, the cavity on top of the wall's inner border."""
+    """Draw the borders of all three structures of a label map, the cavity above the wall around it."""
     for value in (2, 3, 1):
         outline(axes, labels == value, STRUCTURE_COLOURS[STRUCTURES[value]])
 

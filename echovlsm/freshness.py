@@ -92,18 +92,18 @@ def freshness_parts(root: Path, notebook: Path, parameters: Mapping[str, Any]) -
     notebook
         The notebook's source. Only its cells count, not outputs or metadata.
     parameters
-        The parameters of its execution; `cohort` and `weights` name folders whose content counts.
+        The parameters of its execution; `cohort`, `weights` and `results` name folders whose content counts.
 
     Returns
     -------
     dict
-        `notebook, package, parameters, lock, data, weights`; None for a folder that is not there.
+        `notebook, package, parameters, lock, data, weights, results`; None for what it has not.
     """
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
     package = sorted(path for path in (root / "echovlsm").rglob("*.py") if path.name not in _NOT_COUNTED)
-    cohort, weights = parameters.get("cohort"), parameters.get("weights")
+    cohort, weights, results = (parameters.get(name) for name in ("cohort", "weights", "results"))
     folder = _resolve(root, weights) if weights else None
     return {
         "notebook": digest(*(part for cell in cells for part in (cell.cell_type, cell.source))),
@@ -114,7 +114,14 @@ def freshness_parts(root: Path, notebook: Path, parameters: Mapping[str, Any]) -
         "lock": digest((root / "requirements.lock").read_bytes()),
         "data": cohort_digest(_resolve(root, cohort)) if cohort else None,
         "weights": runs.weights_hash(folder) if folder and folder.is_dir() else None,
+        "results": _folder_digest(_resolve(root, results)) if results else None,
     }
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash of the names and contents of all files in a folder of recorded results."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest(*(part for f in files for part in (f.relative_to(folder).as_posix(), f.read_bytes())))
 
 
 def _resolve(root: Path, path: str | Path) -> Path:
@@ -222,7 +229,7 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
         executed=_when(papermill.get("end_time") or run.get("date")),
         duration=_duration(papermill.get("duration")),
         scale=str(parameters.get("scale") or run.get("scale") or scale),
-        cohort=_cohort_words(root, parameters.get("cohort")),
+        cohort=_cohort_words(root, parameters),
         device=str(record.get("device") or run.get("device") or UNKNOWN),
         commit=str(record.get("commit") or run.get("commit") or UNKNOWN),
         key=str(record.get("key") or UNKNOWN),
@@ -245,10 +252,11 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def _cohort_words(root: Path, cohort: Any) -> str:
+def _cohort_words(root: Path, parameters: Mapping[str, Any]) -> str:
     """A cohort's name and kind; of a folder without `cohort.yaml` its last name, no path."""
+    cohort = parameters.get("cohort")
     if not cohort:
-        return UNKNOWN
+        return f"as recorded in {parameters['results']}" if "results" in parameters else UNKNOWN
     folder = _resolve(root, cohort)
     meta = folder / "cohort.yaml"
     values = yaml.safe_load(meta.read_text()) if meta.is_file() else {}
