@@ -9,6 +9,9 @@ the mitral valve closes, its leaflets open; end-systole: valve closed, small cav
 Everything follows from seeds: patient i of a cohort depends on the cohort's seed and on i alone.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -225,8 +228,20 @@ def _all_frames(
             results: Any = map(make, range(patients))
             yield from _with_split(results, patients, splits, bar)
         else:
-            with ProcessPoolExecutor(workers) as pool:
+            with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
                 yield from _with_split(pool.map(make, range(patients), chunksize=4), patients, splits, bar)
+
+
+def _end_with_parent() -> None:
+    """Make a worker end when its parent is killed; a pool's workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _with_split(

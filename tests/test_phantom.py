@@ -1,7 +1,11 @@
 """The phantom simulator: its statistics, its anatomy, its labels, and the cohort that it writes."""
 
 import hashlib
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,3 +301,35 @@ def test_anatomy_lies_near_published_proportions(pictures: list[Frames]) -> None
         np.median([100 * (f.labels == k).mean() for fs in pictures for f in fs.values()]) for k in (1, 2, 3)
     ]
     assert medians == pytest.approx([8.3, 8.3, 4.9], abs=1.3)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """A killed writer leaves neither a cohort nor processes that wait for work for ever."""
+    script = (
+        "import sys\nfrom echovlsm.phantom import write_phantom_cohort\n"
+        "if __name__ == '__main__':\n    write_phantom_cohort(sys.argv[1], 400, seed=0, progress=False)\n"
+    )
+    source = tmp_path / "draw.py"
+    source.write_text(script)
+    process = subprocess.Popen([sys.executable, str(source), str(tmp_path / "cohort")])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list a process's children")
+    workers: list[str] = []
+    for _ in range(300):
+        workers = children.read_text().split()
+        if len(workers) >= 2:
+            break
+        time.sleep(0.1)
+    assert len(workers) >= 2
+    time.sleep(1)  # let them start their watch
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        alive = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+    assert not (tmp_path / "cohort").exists()
