@@ -295,5 +295,5 @@ def test_record_holds_what_the_page_was_made_from(executed: dict[str, Path]) -> 
     assert record["parameters"] == {"scale": "demo", "prompt": "P3"}
     assert record["from_profile"] == ["prompt", "scale"]
     assert record["device"] == "CPU, 2 threads"
-    assert set(record["parts"]) == {"notebook", "package", "parameters", "lock", "data", "weights"}
+    assert set(record["parts"]) == {"notebook", "package", "parameters", "lock", "data", "weights", "results"}
     assert re.fullmatch("[0-9a-f]{12}", record["key"])
