@@ -20,7 +20,7 @@ help:  ## show this list
 setup: $(STAMP)  ## create .venv (done by the others when needed)
 
 book: $(STAMP)  ## run the whole study (SCALE=demo) and build the book
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) book --config scale=$(SCALE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) book --rerun-incomplete --config scale=$(SCALE)
 
 test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k cohort")
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)

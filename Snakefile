@@ -21,8 +21,12 @@ PROFILE = str(config.get("profile", config.get("scale", "demo")))
 PROFILE_FILE = f"notebooks/profiles/{PROFILE}.yaml"
 DECLARED = {name: parameters.notebook_parameters(ROOT / source) for name, source in SOURCES.items()}
 CHANGES = {key: value for key, value in config.items() if key not in {"profile", "scale"}}
+ALL_DECLARED = {k: v for declared in DECLARED.values() for k, v in declared.items()}
+CHANGES = parameters.coerce(CHANGES, ALL_DECLARED)
+parameters.check_values(CHANGES, ALL_DECLARED, "--config")
+if "run" in CHANGES:
+    raise parameters.ParameterError("--config: `run` names one notebook's folder; use papermill or echovlsm.execute")
 VALUES = {**parameters.notebook_defaults(ROOT / SOURCES["04_training"]), **parameters.read_profile(ROOT / PROFILE_FILE), **CHANGES}
-parameters.check_values(CHANGES, {k: v for declared in DECLARED.values() for k, v in declared.items()}, "--config")
 if "profile" in config and "scale" in config:
     CHANGES["scale"] = config["scale"]
 
@@ -38,13 +42,18 @@ EXECUTED = {
 }
 # Not what only publishes: a change of the book's look trains nothing again.
 CODE = ["requirements.lock"] + [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
+# A hub id has no files here.
+WEIGHTS = [str(p) for p in sorted(runs.resolve(VALUES["weights"]).glob("*")) if p.is_file()]
 
 
 def command(name):
     """The command that executes one notebook with the profile's and the command line's parameters."""
-    changes = {key: value for key, value in CHANGES.items() if key in DECLARED[name]}
-    given = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in changes.items())
-    return f"{sys.executable} -m echovlsm.execute {SOURCES[name]} {EXECUTED[name]} -f {PROFILE_FILE} {given}"
+    words = [sys.executable, "-m", "echovlsm.execute", SOURCES[name], EXECUTED[name], "-f", PROFILE_FILE]
+    for key, value in CHANGES.items():
+        if key in DECLARED[name]:
+            words += ["-p", key, str(value)]
+    # Snakemake formats the command: braces of a value are doubled to come out as they are.
+    return " ".join(shlex.quote(str(word)) for word in words).replace("{", "{{").replace("}", "}}")
 
 
 localrules:
@@ -62,10 +71,11 @@ rule book:
     output:
         f"_build/{PROFILE}/_build/html/index.html",
     params:
-        pages=" ".join(f"--executed notebooks/{name}={path}" for name, path in EXECUTED.items()),
+        python=shlex.quote(sys.executable),
+        pages=" ".join(f"--executed {shlex.quote(f'notebooks/{name}={path}')}" for name, path in EXECUTED.items()),
         out=f"_build/{PROFILE}",
     shell:
-        "{sys.executable} -m echovlsm.book build --scale {PROFILE} {params.pages} --out {params.out}"
+        "{params.python} -m echovlsm.book build --scale {PROFILE} {params.pages} --out {params.out}"
 
 
 rule study:
@@ -80,7 +90,7 @@ rule cohort:
         CODE,
     output:
         EXECUTED["01_cohort"],
-    threads: 2
+    threads: VALUES["threads"]
     shell:
         command("01_cohort")
 
@@ -90,10 +100,11 @@ rule prompts:
         SOURCES["03_prompts"],
         PROFILE_FILE,
         CODE,
+        WEIGHTS,
         EXECUTED["01_cohort"],
     output:
         EXECUTED["03_prompts"],
-    threads: 2
+    threads: VALUES["threads"]
     shell:
         command("03_prompts")
 
@@ -103,10 +114,11 @@ rule train:
         SOURCES["04_training"],
         PROFILE_FILE,
         CODE,
+        WEIGHTS,
         EXECUTED["01_cohort"],
     output:
         EXECUTED["04_training"],
-    threads: 2
+    threads: VALUES["threads"]
     resources:
         gpu=1,
     shell:
@@ -133,7 +145,7 @@ rule evaluate:
         EXECUTED["04_training"],
     output:
         EXECUTED["05_evaluation"],
-    threads: 2
+    threads: VALUES["threads"]
     resources:
         gpu=1,
     shell:

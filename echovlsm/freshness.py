@@ -82,7 +82,9 @@ def cohort_digest(folder: Path) -> str | None:
         return None
 
 
-def freshness_parts(root: Path, notebook: Path, parameters: Mapping[str, Any]) -> dict[str, str | None]:
+def freshness_parts(
+    root: Path, notebook: Path, parameters: Mapping[str, Any], executed: Path | None = None
+) -> dict[str, str | None]:
     """What a page depends on, one short hash each, from what lies on disk now.
 
     Parameters
@@ -93,6 +95,8 @@ def freshness_parts(root: Path, notebook: Path, parameters: Mapping[str, Any]) -
         The notebook's source. Only its cells count, not outputs or metadata.
     parameters
         The parameters of its execution; `cohort`, `weights` and `results` name folders whose content counts.
+    executed
+        The executed notebook; the `weights/` beside it count where there is no parameter `weights`.
 
     Returns
     -------
@@ -104,7 +108,8 @@ def freshness_parts(root: Path, notebook: Path, parameters: Mapping[str, Any]) -
     cells = nbformat.read(notebook, as_version=4).cells
     package = sorted(path for path in (root / "echovlsm").rglob("*.py") if path.name not in _NOT_COUNTED)
     cohort, weights, results = (parameters.get(name) for name in ("cohort", "weights", "results"))
-    folder = _resolve(root, weights) if weights else None
+    # A page without starting weights of its own rests on those of the run that it lies in.
+    folder = _resolve(root, weights) if weights else executed.with_name("weights") if executed else None
     return {
         "notebook": digest(*(part for cell in cells for part in (cell.cell_type, cell.source))),
         "package": digest(
@@ -186,7 +191,7 @@ def record_freshness(
     parameters = {**notebook_defaults(source), **papermill.get("parameters", {})}
     profile = _profile(root, parameters)
     cohort_digest.cache_clear()
-    parts = freshness_parts(root, source, parameters)
+    parts = freshness_parts(root, source, parameters, executed)
     record = {
         "key": digest(json.dumps(parts, sort_keys=True)),
         "parts": parts,
@@ -217,13 +222,14 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
     if record:
         profile = _profile(root, parameters)
         now = parameters | {name: profile[name] for name in record["from_profile"] if name in profile}
-        parts = freshness_parts(root, root / f"{page}.ipynb", now)
+        parts = freshness_parts(root, root / f"{page}.ipynb", now, executed)
         changed = tuple(
             name
             for name, part in record["parts"].items()
             if None not in (part, parts[name]) and part != parts[name]
         )
-        state = "stale" if changed else "fresh"
+        gone = [name for name, part in record["parts"].items() if part is not None and parts[name] is None]
+        state = "stale" if changed else "fresh" if not gone else f"fresh but for {', '.join(gone)}, not here"
     return PageFacts(
         page=page,
         executed=_when(papermill.get("end_time") or run.get("date")),

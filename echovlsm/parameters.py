@@ -8,6 +8,7 @@ code cell (`check_parameters`).
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,25 @@ def notebook_parameters(notebook: str | Path) -> dict[str, str]:
     }
 
 
+def coerce(values: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, Any]:
+    """Read values as the declared types where a command line left no doubt what is meant.
+
+    Papermill and Snakemake read `-p variant 0` as a number, `redo=true` and `1e-5` as text. What does not fit
+    stays as it is, for `check_values` to name.
+    """
+    read = dict(values)
+    for name, value in values.items():
+        kind = declared.get(name)
+        if kind == "str" and isinstance(value, int) and not isinstance(value, bool):
+            read[name] = str(value)
+        elif kind == "bool" and str(value).lower() in ("true", "false"):
+            read[name] = str(value).lower() == "true"
+        elif kind in ("int", "float") and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                read[name] = int(value) if kind == "int" else float(value)
+    return read
+
+
 def check_values(values: Mapping[str, Any], declared: Mapping[str, str], where: str) -> None:
     """Check names, types and closed lists of parameter values.
 
@@ -79,7 +99,7 @@ def check_values(values: Mapping[str, Any], declared: Mapping[str, str], where: 
         raise ParameterError(f"{where}: " + "; ".join(problems))
 
 
-def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """Check a notebook's parameters from inside it, in the cell after the one tagged `parameters`.
 
     The notebook's own annotations (``prompt: str = "P1"``) are the schema. What Papermill injected is read
@@ -90,7 +110,7 @@ def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     namespace
-        ``globals()`` of the notebook.
+        ``globals()`` of the notebook; values that a command line gave as another type are put right in it.
 
     Returns
     -------
@@ -106,7 +126,8 @@ def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
             for node in ast.parse(source).body:
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     injected[node.targets[0].id] = namespace[node.targets[0].id]
-    values = {name: namespace[name] for name in declared}
+    values = coerce({name: namespace[name] for name in declared}, declared)
+    namespace.update(values)
     foreign = {name: value for name, value in injected.items() if name not in declared}
     profile = _profile_of(values.get("profile"))
     unknown = {
@@ -140,7 +161,9 @@ def parameters_for(
 ) -> dict[str, Any]:
     """The part of a profile that a notebook declares, with `changes` on top (which it must declare)."""
     declared = notebook_parameters(notebook)
-    return {**{name: value for name, value in profile.items() if name in declared}, **changes}
+    return coerce(
+        {**{name: value for name, value in profile.items() if name in declared}, **changes}, declared
+    )
 
 
 def notebook_defaults(notebook: str | Path) -> dict[str, Any]:

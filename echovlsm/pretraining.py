@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
 from echovlsm.models.clipseg import CLIPSeg
-from echovlsm.scenes import MEDICAL_WORDS, draw_scene
+from echovlsm.scenes import HEART_WORDS, draw_scene
 
 TINY: dict[str, object] = {
     "text_config": {
@@ -108,12 +108,12 @@ def build_tiny_clipseg(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPSeg:
 
 
 def vocabulary_words(tokenizer: CLIPTokenizer) -> list[str]:
-    """Whole English words of the tokenizer, without medical ones, sorted."""
+    """Whole English words of the tokenizer, without those of `HEART_WORDS`, sorted."""
     words = (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
     return sorted(
         word
         for word in words
-        if word.isalpha() and word.isascii() and len(word) > 2 and word not in MEDICAL_WORDS
+        if word.isalpha() and word.isascii() and len(word) > 2 and word not in HEART_WORDS
     )
 
 
@@ -249,9 +249,10 @@ library_name: transformers
 
 A CLIPSeg of {parameters:.1f} million parameters for {size} x {size} pictures, so that the study runs
 without a download. It is a stand-in for `CIDAS/clipseg-rd64-refined`, not a copy of it: it has never
-seen a photograph, an echocardiogram or a medical word. It learned from {scenes:,} drawn scenes of
-shapes, textures and colours with referring captions (`echovlsm/scenes.py`) for {steps:,} steps; weights
-are stored in 16 bits.
+seen a photograph, an echocardiogram, or a word for the heart, its parts or ultrasound. The sentences for
+its text encoder have frames like those of the study's prompts, filled with random words. It learned from
+{scenes:,} drawn scenes of shapes, textures and colours with referring captions (`echovlsm/scenes.py`)
+for {steps:,} steps; weights are stored in 16 bits.
 
     python -m echovlsm.pretraining --install data/weights/clipseg-tiny
 

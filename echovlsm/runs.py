@@ -192,7 +192,7 @@ class RunFolder:
                 f"{self.path} holds a run made otherwise ({'; '.join(differences)}): name another `run` "
                 "folder, delete this one, or set redo=true"
             )
-        if differences:
+        if differences or not before:
             self._empty()
         elif before.get("status") == "complete":
             return False
@@ -209,31 +209,48 @@ class RunFolder:
         return True
 
     def _empty(self) -> None:
-        """Delete what an earlier run left; notebooks stay, as one may be executing into this folder."""
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.suffix != ".ipynb":
-                path.unlink()
+        """Delete what an earlier run left here, its record last, and nothing that is not a run's.
 
-    def require(self, name: str, notebook: str) -> dict[str, Any]:
-        """The record of a complete run that holds `name`.
+        Notebooks stay, as one may be executing into this folder.
+        """
+        for pattern in ("state", "weights", "weights.partial-*"):
+            for folder in self.path.glob(pattern):
+                shutil.rmtree(folder)
+        for pattern in ("*.csv", "*.parquet", "*.partial", "run.yaml"):
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+    def require(
+        self, name: str, notebook: str, parameters: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The record of a complete run that holds `name` and was made with `parameters`.
 
         Raises
         ------
         RunError
-            The run is missing or unfinished; the message names the notebook that makes it.
+            The run is missing, unfinished (the message names the notebook that makes it), or another one.
         """
         if not self.complete or not (self / name).exists():
             state = "is not finished" if self.record else "does not exist"
             raise RunError(
                 f"run: {self.path} {state}; run notebooks/{notebook}.ipynb with these parameters first"
             )
+        made = self.record["parameters"]
+        other = {key: made.get(key) for key, value in (parameters or {}).items() if made.get(key) != value}
+        if other:
+            raise RunError(f"run: {self.path} was made with {other}; give these values, or name another run")
         return self.record
 
     def finish(self, **results: Any) -> None:
         """Mark the run as complete and add `results` to `run.yaml`."""
         self.write_yaml("run.yaml", {**self.record, **results, "status": "complete"})
+
+    def evaluation_suffix(self, settings: Mapping[str, Any]) -> str:
+        """Empty for the run's first way of scoring; for any other a name that keeps its results apart."""
+        before = self.record.get("evaluation", {}).get("parameters", {})
+        if all(before.get(key, value) == value for key, value in settings.items()):
+            return ""
+        return "-" + "-".join(Path(str(value)).name for value in settings.values())
 
     def note(self, **results: Any) -> None:
         """Add `results` to `run.yaml` and leave its status."""

@@ -2,8 +2,8 @@
 
 CLIP and CLIPSeg learned from natural pictures with captions. Neither can be carried in a repository, so the
 tiny models learn from scenes drawn here: shapes with textures, colours, sizes and places, and captions that
-refer to one of them ("the striped ring on the left"). No heart and no medical word occurs in them, so a
-zero-shot score of a tiny model on echocardiograms really is zero-shot.
+refer to one of them ("the striped ring on the left"). No heart occurs in them, and no word for the heart, its
+parts or ultrasound, so a zero-shot score of a tiny model on echocardiograms really is zero-shot.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GREYS: tuple[str, ...] = ("black", "dark grey", "grey", "light grey", "white")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checkered", "dotted", "speckled", "shaded")
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 PLACES: tuple[str, ...] = ("left", "right", "top", "bottom", "centre", "top left", "bottom right")
-MEDICAL_WORDS: frozenset[str] = frozenset(
+HEART_WORDS: frozenset[str] = frozenset(
     [
         "heart",
         "hearts",

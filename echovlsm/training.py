@@ -95,13 +95,14 @@ def fit(
     plateau_factor, plateau_patience
         Learning rate times `plateau_factor` when the validation Dice stalls for `plateau_patience` epochs.
     mixed_precision
-        ``no``, ``fp16`` (GPU) or ``bf16``.
+        ``no``, ``fp16`` (GPU) or ``bf16``; one process cannot change it between two calls.
 
     Returns
     -------
     DataFrame
         One row an epoch: epoch (from 1), train_loss, val_loss, val_dice (mean over masks, at model size),
-        learning_rate, seconds. All but `seconds` repeat exactly at the same seed and thread count.
+        learning_rate, seconds. On a CPU all but `seconds` repeat exactly at the same seed and thread count,
+        on a GPU up to rounding.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def fit(
     loss = make_loss(dice_weight, ce_weight)
 
     state = _Checkpoint(folder, accelerator)
-    history, stale = state.load(plateau)
+    history, mark, stale = state.load(plateau)
     best = max((row["val_dice"] for row in history), default=-1.0)
     bar = tqdm(
         total=epochs,
@@ -155,11 +156,12 @@ def fit(
         history.append(
             dict(zip(HISTORY_COLUMNS, (epoch, train_loss, val_loss, val_dice, rate, seconds), strict=True))
         )
-        stale = 0 if val_dice > best + min_delta else stale + 1
-        if val_dice > best + min_delta:
+        if val_dice > best:
             best = val_dice
             state.save_best(bare)
-        state.save(history, stale, plateau)
+        # Weights follow the best epoch; stopping asks for more than a rounding above the last mark.
+        mark, stale = (val_dice, 0) if val_dice > mark + min_delta else (mark, stale + 1)
+        state.save(history, mark, stale, plateau)
         bar.update()
         bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
     bar.close()
@@ -236,17 +238,17 @@ class _Checkpoint:
         self.folder, self.accelerator = folder, accelerator
         self.best = folder / "best.safetensors"
 
-    def load(self, plateau) -> tuple[list[dict], int]:
-        """Restore model, optimiser, random numbers and plateau; return the history and the stale count."""
+    def load(self, plateau) -> tuple[list[dict], float, int]:
+        """Restore model, optimiser, random numbers and plateau; return history, mark and stale count."""
         whole = sorted(self.folder.glob("checkpoint-*/progress.json"))
         if not whole:
-            return [], 0
+            return [], -1.0, 0
         saved = json.loads(whole[-1].read_text())
         self.accelerator.load_state(whole[-1].parent)
         plateau.load_state_dict(saved["plateau"])
-        return saved["history"], saved["stale"]
+        return saved["history"], saved["mark"], saved["stale"]
 
-    def save(self, history: list[dict], stale: int, plateau) -> None:
+    def save(self, history: list[dict], mark: float, stale: int, plateau) -> None:
         """Write the state after an epoch, then drop the state before it."""
         partial = self.folder / "checkpoint.partial"
         if self.accelerator.is_main_process:
@@ -255,7 +257,7 @@ class _Checkpoint:
         self.accelerator.save_state(partial)
         if not self.accelerator.is_main_process:
             return
-        state = {"history": history, "stale": stale, "plateau": plateau.state_dict()}
+        state = {"history": history, "mark": mark, "stale": stale, "plateau": plateau.state_dict()}
         (partial / "progress.json").write_text(json.dumps(state))
         final = self.folder / f"checkpoint-{len(history):04d}"
         shutil.rmtree(final, ignore_errors=True)

@@ -197,7 +197,7 @@ def make_triplets(
     from echovlsm.shapes import name_shapes
 
     synthetic = frames.attrs.get("meta", {}).get("kind") == "synthetic"
-    shapes = name_shapes(frames) if "shape" in attributes_of(level, synthetic) else None
+    shapes = name_shapes(frames, missing=missing) if "shape" in attributes_of(level, synthetic) else None
     prompts = make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))
     return Triplets(
         frames,

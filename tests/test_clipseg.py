@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WEIGHTS
+from conftest import ROOT, WEIGHTS
 from transformers import CLIPSegForImageSegmentation
 
 from echovlsm import STRUCTURES, models
@@ -160,3 +160,26 @@ def test_too_long_a_prompt_and_a_rectangle_are_errors() -> None:
     tokens, mask = model.tokenize(PROMPTS[:1])
     with pytest.raises(ModelError, match="square"):
         model(torch.zeros(1, 3, 96, 64), tokens, mask)
+
+
+def test_relative_weights_count_from_the_project_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JupyterLab starts a notebook in its own folder."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert models.load("clipseg", "data/weights/clipseg-tiny").image_size == 96
+
+
+def test_pictures_are_sized_as_the_preprocessor_says(tmp_path: Path) -> None:
+    """rd64-refined has position embeddings for 224 and a preprocessor for 352."""
+    import json
+
+    model = models.load("clipseg", WEIGHTS).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    config["size"] = {"height": 128, "width": 128}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    larger = models.load("clipseg", tmp_path).eval()
+    assert larger.image_size == 128
+    larger.save_pretrained(tmp_path / "again")
+    assert models.load("clipseg", tmp_path / "again").image_size == 128

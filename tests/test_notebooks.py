@@ -131,6 +131,20 @@ def test_figures_of_executed_notebooks_carry_scale_and_cohort(study: Path) -> No
         assert all("figures.stamp(" in source for source in drawing)
 
 
+def test_the_executed_notebooks_become_pages_without_a_warning(study: Path, tmp_path: Path) -> None:
+    """Headings, citations and outputs of the real notebooks, not of stand-ins."""
+    from echovlsm import book
+
+    executed = {f"notebooks/{path.stem}": path for path in (study / "runs").rglob("*.ipynb")}
+    assert set(executed) == set(book.notebook_pages(study))
+    index = book.build("smoke", executed, tmp_path / "book", root=study)
+    for page in executed:
+        html = (index.parent / f"{page}.html").read_text()
+        assert "Executed " in html
+        assert "stale" not in html.split('class="freshness')[1]
+        assert '<img alt="' in html or page.endswith("06_results") or "_images/" in html
+
+
 def test_a_finished_study_is_not_run_again(study: Path) -> None:
     result = _snakemake(study, "study", "-n", "--config", "scale=smoke", "threads=1")
     assert "Nothing to be done" in result.stdout + result.stderr

@@ -12,6 +12,7 @@ from echovlsm.parameters import (
     ParameterError,
     check_parameters,
     check_values,
+    coerce,
     notebook_defaults,
     notebook_parameters,
     parameters_for,
@@ -86,6 +87,41 @@ def test_every_profile_fits_the_notebooks(profile: str) -> None:
         assert set(parameters_for(notebook, values, {})) <= set(notebook_parameters(notebook))
 
 
+def test_defaults_of_the_notebooks_are_the_demo_profile() -> None:
+    """A notebook run as it is must not replace the demo run of the same name by another."""
+    profile = read_profile(ROOT / "notebooks" / "profiles" / "demo.yaml")
+    for notebook in NOTEBOOKS:
+        defaults = notebook_defaults(notebook)
+        assert {name: defaults[name] for name in profile if name in defaults} == {
+            name: value for name, value in profile.items() if name in defaults
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("prompt", 1, "1"),
+        ("augment", "true", True),
+        ("augment", "False", False),
+        ("learning_rate", "1e-5", 1e-5),
+        ("epochs", "12", 12),
+        ("epochs", "many", "many"),
+        ("epochs", 2.5, 2.5),
+    ],
+)
+def test_what_a_command_line_gives_is_read_as_declared(name: str, given: object, meant: object) -> None:
+    read = coerce({name: given}, DECLARED)[name]
+    assert read == meant
+    assert type(read) is type(meant)
+
+
+def test_a_notebook_reads_a_variant_given_as_a_number() -> None:
+    namespace: dict = {"In": ["", "# Parameters\nvariant = 0"]}
+    exec('profile: str = "demo"\nvariant: str = "random"\nvariant = 0', namespace)
+    assert check_parameters(namespace)["variant"] == "0"
+    assert namespace["variant"] == "0"
+
+
 def test_a_missing_profile_names_those_that_exist() -> None:
     with pytest.raises(ParameterError, match="there are: camus, demo, smoke"):
         read_profile(ROOT / "notebooks" / "profiles" / "large.yaml")
@@ -129,6 +165,38 @@ def test_a_run_of_other_settings_is_refused_or_made_again(tmp_path: Path) -> Non
     assert not (run / "history.csv").exists()
     assert not (run / "state").exists()
     assert (run / "04_training.failed.ipynb").exists()
+
+
+def test_state_without_a_record_is_not_resumed(tmp_path: Path) -> None:
+    """Whoever deletes run.yaml must not get the old weights under new parameters."""
+    run = RunFolder(tmp_path / "run")
+    run.start({"seed": 1})
+    (run / "state").mkdir()
+    (run / "notes.txt").write_text("mine")
+    (run / "run.yaml").unlink()
+    assert run.start({"seed": 2})
+    assert not (run / "state").exists()
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_of_other_settings_is_not_scored_as_this_one(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.start({"prompt": "P3", "seed": 1})
+    run.write_table("history.csv", pd.DataFrame({"epoch": [1]}))
+    run.finish()
+    assert run.require("history.csv", "04_training", {"prompt": "P3"})["status"] == "complete"
+    with pytest.raises(RunError, match=r"made with .'prompt': 'P3'.;"):
+        run.require("history.csv", "04_training", {"prompt": "P1", "seed": 1})
+
+
+def test_a_second_way_of_scoring_keeps_files_of_its_own(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.start({"seed": 1})
+    first = {"cohort": "data/cohorts/a", "evaluate_on": "test", "score_size": 512}
+    assert run.evaluation_suffix(first) == ""
+    run.note(evaluation={"parameters": first})
+    assert run.evaluation_suffix(first) == ""
+    assert run.evaluation_suffix(first | {"score_size": 0}) == "-a-test-0"
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

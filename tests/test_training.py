@@ -85,16 +85,16 @@ def slow(*arguments):
         import time; time.sleep(60)
     return step(*arguments)
 training._loss_and_logits = slow
-options = dict(epochs=3, batch_size=4, learning_rate=1e-3, seed=1, progress=False)
+options = dict(epochs=3, batch_size=4, learning_rate=1e-3, seed=1, progress=False) | {more}
 history = training.fit(model, triplets("train"), triplets("val"), sys.argv[1], **options)
 history.drop(columns="seconds").to_json(sys.argv[1] + "/final.json", double_precision=15)
 """
 
 
-def _run(cohort: Path, folder: Path, die: int) -> None:
+def _run(cohort: Path, folder: Path, die: int, **options: float) -> None:
     """Train in a process of its own; `die` > 0 kills it in the middle of that step."""
     source = SCRIPT.format(
-        tests=str(Path(__file__).parent), cohort=str(cohort), weights=str(WEIGHTS), die=die
+        tests=str(Path(__file__).parent), cohort=str(cohort), weights=str(WEIGHTS), die=die, more=options
     )
     process = subprocess.Popen([sys.executable, "-c", source, str(folder)], stdout=subprocess.PIPE, text=True)
     if die:
@@ -104,17 +104,19 @@ def _run(cohort: Path, folder: Path, die: int) -> None:
     process.wait(timeout=300)
 
 
-def test_a_run_killed_in_mid_epoch_ends_with_the_same_history(phantom_cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2}])
+def test_a_run_killed_in_mid_epoch_ends_with_the_same_history(
+    phantom_cohort: Path, tmp_path: Path, options: dict[str, float]
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    _run(phantom_cohort, whole, die=0)
-    _run(
-        phantom_cohort, parts, die=6
-    )  # in the second epoch: one has three training steps, two checks at most
+    _run(phantom_cohort, whole, die=0, **options)
+    # An epoch has three training steps and two checks: the seventh is in the middle of the second epoch.
+    _run(phantom_cohort, parts, die=7, **options)
     assert not (parts / "final.json").exists()
     assert len(pd.read_csv(parts / "history.csv")) == 1
-    _run(phantom_cohort, parts, die=0)
+    _run(phantom_cohort, parts, die=0, **options)
     assert (whole / "final.json").read_text() == (parts / "final.json").read_text()
     from safetensors.torch import load_file
 

@@ -33,7 +33,8 @@ def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg:
         One of `MODELS`.
     weights
         A folder in Hugging Face layout (`config.json`, `model.safetensors`, tokenizer files) or a hub id
-        such as ``CIDAS/clipseg-rd64-refined``. A path that exists on disk is always taken as a folder.
+        such as ``CIDAS/clipseg-rd64-refined``. A path that exists, absolute or counted from the project's
+        root, is always taken as a folder.
     encoders
         ``frozen`` trains the decoder only; ``unfrozen`` trains the encoders too.
 

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentati
 from transformers.utils import logging as transformers_logging
 
 from echovlsm.models import ModelError
+from echovlsm.runs import resolve
 
 transformers_logging.disable_progress_bar()  # files are local and small; the bars only litter notebooks
 
@@ -42,6 +43,10 @@ class CLIPSeg(nn.Module):
         Per-channel normalisation of pictures scaled to 0-1 (CLIPSeg: ImageNet's).
     encoders
         ``frozen`` or ``unfrozen``.
+    image_size
+        Side in pixels of the square pictures that the model is meant for; by default the one that its
+        position embeddings were made for. rd64-refined was made at 224 and is used at 352, with embeddings
+        interpolated.
     """
 
     name = "clipseg"
@@ -53,8 +58,10 @@ class CLIPSeg(nn.Module):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         encoders: str = "unfrozen",
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
+        self.image_size = image_size or int(segmenter.config.vision_config.image_size)
         self.segmenter = segmenter
         self.tokenizer = tokenizer
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
@@ -73,9 +80,9 @@ class CLIPSeg(nn.Module):
         ModelError
             The folder is missing, is no CLIPSeg folder, lacks weights, or the hub cannot be reached.
         """
-        weights = str(weights)
-        folder = Path(weights)
+        folder, weights = resolve(weights), str(weights)
         if folder.is_dir():
+            weights = str(folder)
             if not (folder / "config.json").is_file():
                 raise ModelError(
                     f"weights: {weights} has no config.json; give a folder in Hugging Face layout"
@@ -98,19 +105,14 @@ class CLIPSeg(nn.Module):
         absent = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
         if absent:
             raise ModelError(f"weights: {weights} lacks {len(absent)} tensors, the first is {absent[0]}")
-        mean, std = _read_normalisation(weights)
-        return cls(segmenter, tokenizer, mean, std, encoders)
+        mean, std, size = _read_preprocessing(weights, config.vision_config.image_size)
+        return cls(segmenter, tokenizer, mean, std, encoders, size)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, `model.safetensors`, tokenizer and `preprocessor_config.json` into `folder`."""
         self.segmenter.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
         _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels that the position embeddings were made for."""
-        return int(self.segmenter.config.vision_config.image_size)
 
     # -- what learns --------------------------------------------------------------------------------
 
@@ -243,15 +245,17 @@ def _to_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     ]
 
 
-def _read_normalisation(weights: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and sd from `preprocessor_config.json`; ImageNet's, CLIPSeg's own, where there is none."""
+def _read_preprocessing(weights: str, size: int) -> tuple[Sequence[float], Sequence[float], int]:
+    """Mean, sd and side from `preprocessor_config.json`; ImageNet's and `size` where there is none."""
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
         config, _ = BaseImageProcessor.get_image_processor_dict(weights)
     except OSError:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
+        return IMAGENET_MEAN, IMAGENET_STD, size
+    side = config.get("size", size)
+    side = side.get("height", side.get("shortest_edge", size)) if isinstance(side, dict) else side
+    return config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD), int(side)
 
 
 def _write_normalisation(folder: str | Path, size: int, mean: Tensor, std: Tensor) -> None:
