@@ -134,6 +134,8 @@ def plot_history(history: pd.DataFrame) -> Figure:
     left.plot(history["epoch"], history["val_loss"], color="#000000", linestyle="--", label="validation")
     left.set(xlabel="epoch", ylabel="loss (Dice + cross entropy)")
     left.legend()
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     best = history.loc[history["val_dice"].idxmax()]
     right.plot(history["epoch"], history["val_dice"], color=STRATEGY_COLOURS["real"])
     right.plot(best["epoch"], best["val_dice"], "o", color=STRATEGY_COLOURS["real"])
