@@ -116,7 +116,7 @@ def outline_labels(axes: Axes, labels: np.ndarray) -> None:
 
 
 def structure_legend(figure: Figure, extra: Mapping[str, str] | None = None) -> None:
-    """Legend of the structures' colours below the pictures; `extra` maps labels to line styles."""
+    """Legend of the structures' colours above the pictures; `extra` maps labels to line styles."""
     handles = [
         Line2D([], [], color=colour, label=SHORT_NAMES[name]) for name, colour in STRUCTURE_COLOURS.items()
     ]

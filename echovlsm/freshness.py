@@ -109,7 +109,7 @@ def freshness_parts(
     package = sorted(path for path in (root / "echovlsm").rglob("*.py") if path.name not in _NOT_COUNTED)
     cohort, weights, results = (parameters.get(name) for name in ("cohort", "weights", "results"))
     # A page without starting weights of its own rests on those of the run that it lies in.
-    folder = _resolve(root, weights) if weights else executed.with_name("weights") if executed else None
+    folder = runs.resolve(weights, root) if weights else executed.with_name("weights") if executed else None
     return {
         "notebook": digest(*(part for cell in cells for part in (cell.cell_type, cell.source))),
         "package": digest(
@@ -117,9 +117,9 @@ def freshness_parts(
         ),
         "parameters": digest(json.dumps(dict(parameters), sort_keys=True, default=str)),
         "lock": digest((root / "requirements.lock").read_bytes()),
-        "data": cohort_digest(_resolve(root, cohort)) if cohort else None,
+        "data": cohort_digest(runs.resolve(cohort, root)) if cohort else None,
         "weights": runs.weights_hash(folder) if folder and folder.is_dir() else None,
-        "results": _folder_digest(_resolve(root, results)) if results else None,
+        "results": _folder_digest(runs.resolve(results, root)) if results else None,
     }
 
 
@@ -127,11 +127,6 @@ def _folder_digest(folder: Path) -> str:
     """Hash of the names and contents of all files in a folder of recorded results."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return digest(*(part for f in files for part in (f.relative_to(folder).as_posix(), f.read_bytes())))
-
-
-def _resolve(root: Path, path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    return path if path.is_absolute() else root / path
 
 
 def _record_path(executed: Path) -> Path:
@@ -263,7 +258,7 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any]) -> str:
     cohort = parameters.get("cohort")
     if not cohort:
         return f"as recorded in {parameters['results']}" if "results" in parameters else UNKNOWN
-    folder = _resolve(root, cohort)
+    folder = runs.resolve(cohort, root)
     meta = folder / "cohort.yaml"
     values = yaml.safe_load(meta.read_text()) if meta.is_file() else {}
     return f"{values.get('name', folder.name)}" + (f" ({values['kind']})" if "kind" in values else "")

@@ -39,19 +39,28 @@ class ParameterError(ValueError):
     """A notebook parameter that is unknown, has the wrong type or a value outside its list."""
 
 
-def notebook_parameters(notebook: str | Path) -> dict[str, str]:
-    """Names and type hints declared in a notebook's cell tagged `parameters`."""
+def _declarations(notebook: str | Path) -> list[tuple[str, ast.AnnAssign]]:
+    """The annotated assignments of a notebook's cell tagged `parameters`."""
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if not tagged:
         raise ParameterError(f"{notebook}: no cell is tagged `parameters`")
-    return {
-        node.target.id: ast.unparse(node.annotation)
-        for node in ast.parse(tagged[0]).body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    nodes = ast.parse(tagged[0]).body
+    return [
+        (n.target.id, n) for n in nodes if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    ]
+
+
+def notebook_parameters(notebook: str | Path) -> dict[str, str]:
+    """Names and type hints declared in a notebook's cell tagged `parameters`."""
+    return {name: ast.unparse(node.annotation) for name, node in _declarations(notebook)}
+
+
+def notebook_defaults(notebook: str | Path) -> dict[str, Any]:
+    """Names and default values of a notebook's cell tagged `parameters`."""
+    return {name: ast.literal_eval(node.value) for name, node in _declarations(notebook) if node.value}
 
 
 def coerce(values: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, Any]:
@@ -164,16 +173,3 @@ def parameters_for(
     return coerce(
         {**{name: value for name, value in profile.items() if name in declared}, **changes}, declared
     )
-
-
-def notebook_defaults(notebook: str | Path) -> dict[str, Any]:
-    """Names and default values of a notebook's cell tagged `parameters`."""
-    import nbformat
-
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    return {
-        node.target.id: ast.literal_eval(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
-    }

@@ -57,10 +57,10 @@ def project_root() -> Path:
     return Path.cwd()
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, root: Path | None = None) -> Path:
     """A path as the parameters mean it: absolute, from home, or relative to the project's root."""
     path = Path(path).expanduser()
-    return path if path.is_absolute() else project_root() / path
+    return path if path.is_absolute() else (root or project_root()) / path
 
 
 # -- provenance -----------------------------------------------------------------------------------------
