@@ -1,7 +1,7 @@
 """Pretrain the tiny models that the repository carries: ``python -m echovlsm.pretraining --help``.
 
-The tiny CLIPSeg starts from random weights and learns from `echovlsm.scenes` two things that CLIPSeg's
-released weights know from the web: to outline what a caption names, and to give different sentences
+The tiny CLIPSeg and the tiny CRIS start from random weights and learn from `echovlsm.scenes` two things that
+the released weights know from the web: to outline what a caption names, and to give different sentences
 different embeddings. The second needs a loss of its own. A text encoder that has only ever read "red
 circle" gives nearly the same vector to every unknown word, so a contrastive loss over random English
 phrases in varied sentence frames pulls the same phrase together across frames and pushes different phrases
@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
 from echovlsm.models.clipseg import CLIPSeg
+from echovlsm.models.cris import CRIS, CRISConfig
 from echovlsm.scenes import HEART_WORDS, draw_scene
 
 TINY: dict[str, object] = {
@@ -56,6 +57,27 @@ TINY: dict[str, object] = {
 }
 """The tiny CLIPSeg. FiLM acts before the last decoder layer (`conditional_layer`), where a randomly
 initialised model finds it; with Transformers' default of 0 it stayed at one mask for every prompt."""
+
+TINY_CRIS: dict[str, object] = {
+    "image_resolution": 96,
+    "vision_layers": (1, 1, 2, 1),
+    "vision_width": 16,
+    "embed_dim": 96,
+    "context_length": 77,
+    "word_len": 77,
+    "text_width": 96,
+    "text_heads": 4,
+    "text_layers": 3,
+    "fpn_in": (128, 256, 96),
+    "fpn_out": (48, 96, 96),
+    "vis_dim": 96,
+    "decoder_layers": 2,
+    "decoder_heads": 4,
+    "decoder_ffn": 192,
+    "dropout": 0.0,
+    "image_size": 96,
+}
+"""The tiny CRIS. No dropout: it is trained for minutes, and its pictures are few."""
 
 _FRAMES: tuple[str, ...] = (
     "{}",
@@ -105,6 +127,20 @@ def build_tiny_clipseg(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPSeg:
         segmenter.clip.text_model.embeddings.position_embedding.weight.normal_(0, 0.1)
         segmenter.decoder.film_mul.bias.fill_(1)  # FiLM starts near the identity
     return CLIPSeg(segmenter, tokenizer, encoders="unfrozen")
+
+
+def build_tiny_cris(tokenizer: CLIPTokenizer, seed: int = 0) -> CRIS:
+    """A randomly initialised tiny CRIS (`TINY_CRIS`) that can start to learn."""
+    torch.manual_seed(seed)
+    model = CRIS(CRISConfig(**TINY_CRIS, vocab_size=len(tokenizer)), tokenizer, encoders="unfrozen")
+    with torch.no_grad():
+        model.backbone.token_embedding.weight.normal_(0, 0.3)  # words must be told apart from the start
+        model.backbone.positional_embedding.normal_(0, 0.1)
+    return model
+
+
+BUILDERS = {"clipseg": build_tiny_clipseg, "cris": build_tiny_cris}
+"""How each model's random start is made."""
 
 
 def vocabulary_words(tokenizer: CLIPTokenizer) -> list[str]:
@@ -157,7 +193,9 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return dice + functional.binary_cross_entropy_with_logits(logits, masks)
 
 
-def sentence_loss(model: CLIPSeg, first: list[str], second: list[str], temperature: float = 0.1) -> Tensor:
+def sentence_loss(
+    model: CLIPSeg | CRIS, first: list[str], second: list[str], temperature: float = 0.1
+) -> Tensor:
     """InfoNCE between two lists of sentences that name the same things (symmetric, cosine similarity)."""
     tokens, mask = model.tokenize([*first, *second])
     features = functional.normalize(model.encode_text(tokens, mask), dim=-1)
@@ -169,7 +207,7 @@ def sentence_loss(model: CLIPSeg, first: list[str], second: list[str], temperatu
 
 
 def pretrain(
-    model: CLIPSeg,
+    model: CLIPSeg | CRIS,
     out: Path,
     *,
     steps: int,
@@ -237,24 +275,24 @@ def pretrain(
                 print({**log[-1], "seconds": round(time.perf_counter() - clock)}, flush=True)
                 _save(checkpoint, model, optimiser, schedule, step + 1, log)
     (out / "log.json").write_text(json.dumps(log, indent=0) + "\n")
-    model.segmenter.half()  # 16 bits are plenty to start from and keep the repository small
+    _halve(model)  # 16 bits are plenty to start from and keep the repository small
     model.save_pretrained(out)
 
 
 CARD = """---
 license: mit
-library_name: transformers
+library_name: {library}
 ---
-# clipseg-tiny
+# {model}-tiny
 
-A CLIPSeg of {parameters:.1f} million parameters for {size} x {size} pictures, so that the study runs
-without a download. It is a stand-in for `CIDAS/clipseg-rd64-refined`, not a copy of it: it has never
+A {title} of {parameters:.1f} million parameters for {size} x {size} pictures, so that the study runs
+without a download. It is a stand-in for {original}, not a copy of it: it has never
 seen a photograph, an echocardiogram, or a word for the heart, its parts or ultrasound. The sentences for
 its text encoder have frames like those of the study's prompts, filled with random words. It learned from
 {scenes:,} drawn scenes of shapes, textures and colours with referring captions (`echovlsm/scenes.py`)
 for {steps:,} steps; weights are stored in 16 bits.
 
-    python -m echovlsm.pretraining --install data/weights/clipseg-tiny
+    {command}
 
 draws, trains and writes this folder again (seed {seed}, {threads} threads; about {minutes:.0f} minutes on two
 cores). The tokenizer is OpenAI CLIP's byte-pair encoding (MIT licence) cut to its first 4,096 merges.
@@ -270,6 +308,22 @@ say the same.
 {matrix}
 """
 
+_ORIGINALS = {
+    "clipseg": {
+        "title": "CLIPSeg",
+        "original": "`CIDAS/clipseg-rd64-refined`",
+        "library": "transformers",
+        "command": "python -m echovlsm.pretraining --install data/weights/clipseg-tiny",
+    },
+    "cris": {
+        "title": "CRIS",
+        "original": "the released CRIS",
+        "library": "pytorch",
+        "command": "python -m echovlsm.pretraining --model cris --install data/weights/cris-tiny",
+    },
+}
+"""What the model cards say of each model."""
+
 
 @torch.no_grad()
 def write_card(folder: Path, arguments: argparse.Namespace, seconds: float, held_out: int = 300) -> None:
@@ -277,7 +331,7 @@ def write_card(folder: Path, arguments: argparse.Namespace, seconds: float, held
     from echovlsm import STRUCTURES, models
     from echovlsm.prompts import make_prompt
 
-    model = models.load("clipseg", folder).eval()
+    model = models.load(arguments.model, folder).eval()
     dices = []
     for step in range(held_out // 20):
         images, captions, masks = scene_batch(10_000 + arguments.seed, step, 20, model.image_size)
@@ -288,16 +342,19 @@ def write_card(folder: Path, arguments: argparse.Namespace, seconds: float, held
         dices.append(both[masks.any((-2, -1))])
     texts = [make_prompt(name, "P1", variant) for variant in (0, 1) for name in STRUCTURES.values()]
 
-    def cosines(net: CLIPSeg) -> np.ndarray:
+    def cosines(net: CLIPSeg | CRIS) -> np.ndarray:
         features = functional.normalize(net.encode_text(*net.tokenize(texts)), dim=-1)
         return (features @ features.T).numpy()
 
-    mine, chance = cosines(model), cosines(build_tiny_clipseg(model.tokenizer, arguments.seed))
+    start = BUILDERS[arguments.model](model.tokenizer, arguments.seed).eval()
+    mine, chance = cosines(model), cosines(start)
     others = ~np.eye(3, dtype=bool)
     lines = ["| prompt | " + " | ".join(str(i + 1) for i in range(6)) + " |", "|---|" + "---:|" * 6]
     for number, (text, row) in enumerate(zip(texts, mine, strict=True), start=1):
         lines.append(f"| {number} {text} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
     card = CARD.format(
+        **_ORIGINALS[arguments.model],
+        model=arguments.model,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         size=model.image_size,
         scenes=arguments.steps * arguments.batch,
@@ -315,8 +372,14 @@ def write_card(folder: Path, arguments: argparse.Namespace, seconds: float, held
     (folder / "README.md").write_text(card)
 
 
+def _halve(model: CLIPSeg | CRIS) -> None:
+    """Parameters to 16 bits; running statistics of batch normalisation may be large and stay."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half()
+
+
 def _save(
-    path: Path, model: CLIPSeg, optimiser: object, schedule: object, step: int, log: list[dict]
+    path: Path, model: CLIPSeg | CRIS, optimiser: object, schedule: object, step: int, log: list[dict]
 ) -> None:
     state = {
         "model": model.state_dict(),
@@ -332,7 +395,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/pretraining/clipseg-tiny"))
+    parser.add_argument("--model", choices=tuple(BUILDERS), default="clipseg")
+    parser.add_argument("--out", type=Path, help="default: runs/pretraining/<model>-tiny")
     parser.add_argument(
         "--tokenizer", type=Path, default=Path("data/weights/clipseg-tiny"), help="folder to take it from"
     )
@@ -348,12 +412,13 @@ def main() -> None:
         "--install", type=Path, help="copy the finished folder here, e.g. data/weights/clipseg-tiny"
     )
     arguments = parser.parse_args()
+    arguments.out = arguments.out or Path(f"runs/pretraining/{arguments.model}-tiny")
     torch.set_num_threads(arguments.threads)
     if arguments.merges:
         tokenizer = build_tokenizer(arguments.merges)
     else:
         tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer)
-    model = build_tiny_clipseg(tokenizer, arguments.seed)
+    model = BUILDERS[arguments.model](tokenizer, arguments.seed)
     clock = time.perf_counter()
     options = {
         "steps": arguments.steps,

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from echovlsm.models.clipseg import CLIPSeg
+    from echovlsm.models.cris import CRIS
 
-MODELS: tuple[str, ...] = ("clipseg",)
+MODELS: tuple[str, ...] = ("clipseg", "cris")
 """Names that `load` knows."""
 
-ENCODERS: tuple[str, ...] = ("frozen", "unfrozen")
+ENCODERS: tuple[str, ...] = ("frozen", "unfrozen", "lora")
 """How the two CLIP encoders take part in training."""
 
 
@@ -24,7 +25,7 @@ class ModelError(ValueError):
     """A model name, weights folder or input that cannot be used; the message names it and the remedy."""
 
 
-def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg:
+def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg | CRIS:
     """Load a vision-language segmentation model.
 
     Parameters
@@ -36,7 +37,8 @@ def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg:
         such as ``CIDAS/clipseg-rd64-refined``. A path that exists, absolute or counted from the project's
         root, is always taken as a folder.
     encoders
-        ``frozen`` trains the decoder only; ``unfrozen`` trains the encoders too.
+        ``frozen`` trains what follows the encoders only; ``unfrozen`` trains the encoders too; ``lora``
+        gives them low-rank adapters to train (`echovlsm.models.adapters`).
 
     Raises
     ------
@@ -47,6 +49,14 @@ def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg:
         raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(MODELS)}")
     if encoders not in ENCODERS:
         raise ModelError(f"encoders: {encoders!r} is not known; choose one of {', '.join(ENCODERS)}")
+    if encoders == "lora":
+        from echovlsm.models.adapters import add_lora
+
+        return add_lora(load(name, weights, "frozen"))
+    if name == "cris":
+        from echovlsm.models.cris import CRIS
+
+        return CRIS.from_pretrained(weights, encoders=encoders)
     from echovlsm.models.clipseg import CLIPSeg
 
     return CLIPSeg.from_pretrained(weights, encoders=encoders)

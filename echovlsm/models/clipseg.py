@@ -143,9 +143,9 @@ class CLIPSeg(nn.Module):
         }
 
     def train(self, mode: bool = True) -> CLIPSeg:
-        """Set training mode; frozen encoders stay in eval mode."""
+        """Set training mode; encoders that do not learn as a whole stay in eval mode."""
         super().train(mode)
-        if self.encoders == "frozen":
+        if self.encoders != "unfrozen":
             self.segmenter.clip.eval()
         return self
 

@@ -1,0 +1,214 @@
+"""What CRIS adds to CLIP (Wang et al., CVPR 2022): neck, vision-language decoder, text-to-pixel projector.
+
+Parameter names are those of the released weights. Every part takes N rows, one for each pair of a picture and
+a prompt; the neck also takes fewer pictures than prompts and does once what depends on the picture alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def conv_block(width_in: int, width_out: int, kernel: int = 1) -> nn.Sequential:
+    """Convolution of unchanged size, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(width_in, width_out, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(width_out),
+        nn.ReLU(),
+    )
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class CoordConv(nn.Module):
+    """A 3 x 3 convolution that also sees where it is: x and y from -1 to 1 as two more channels."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.conv1 = conv_block(width_in + 2, width_out, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width_in, h, w) to (N, width_out, h, w)."""
+        height, width = x.shape[-2:]
+        down = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+        across = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+        y, x_place = torch.meshgrid(down, across, indexing="ij")
+        places = torch.stack([x_place, y]).expand(len(x), -1, -1, -1)
+        return self.conv1(torch.cat([x, places], dim=1))
+
+
+class FPN(nn.Module):
+    """Cross-modal neck (section 3.1, equations 1-5): three maps and the sentence to one map at 1/16.
+
+    Parameters
+    ----------
+    width_in
+        Channels of the maps at 1/8, 1/16 and 1/32.
+    width_out
+        Channels of the three fusions, finest first; the second is the neck's own width.
+    """
+
+    def __init__(self, width_in: Sequence[int], width_out: Sequence[int]) -> None:
+        super().__init__()
+        third, neck, fifth = width_out
+        self.txt_proj = nn.Sequential(
+            nn.Linear(width_in[2], fifth, bias=False), nn.BatchNorm1d(fifth), nn.ReLU()
+        )
+        self.f1_v_proj = conv_block(width_in[2], fifth)
+        self.norm_layer = nn.Sequential(nn.BatchNorm2d(fifth), nn.ReLU())
+        self.f2_v_proj = conv_block(width_in[1], neck, 3)
+        self.f2_cat = conv_block(fifth + neck, neck)
+        self.f3_v_proj = conv_block(width_in[0], third, 3)
+        self.f3_cat = conv_block(third + neck, neck)
+        self.f4_proj5 = conv_block(fifth, neck, 3)
+        self.f4_proj4 = conv_block(neck, neck, 3)
+        self.f4_proj3 = conv_block(neck, neck, 3)
+        self.aggr = conv_block(3 * neck, neck)
+        self.coordconv = nn.Sequential(CoordConv(neck, neck), conv_block(neck, neck, 3))
+
+    def forward(self, maps: Sequence[Tensor], state: Tensor) -> Tensor:
+        """Maps of B pictures and N = B S sentences (N, width), S in a row for a picture: (N, neck, h, w)."""
+        eighth, sixteenth, last = maps
+        each = len(state) // len(last)
+        f3, f4, f5 = (
+            x.repeat_interleave(each, dim=0) if each > 1 else x
+            for x in (
+                functional.avg_pool2d(self.f3_v_proj(eighth), 2),
+                self.f2_v_proj(sixteenth),
+                self.f1_v_proj(last),
+            )
+        )
+        f5 = self.norm_layer(f5 * self._project(state)[..., None, None])
+        f4 = self.f2_cat(torch.cat([f4, _double(f5)], dim=1))
+        f3 = self.f3_cat(torch.cat([f3, f4], dim=1))
+        fused = [self.f4_proj3(f3), self.f4_proj4(f4), _double(self.f4_proj5(f5))]
+        return self.coordconv(self.aggr(torch.cat(fused, dim=1)))
+
+    def _project(self, state: Tensor) -> Tensor:
+        """Sentences (N, width) to gates (N, fifth); normalised over the batch only if it holds two kinds.
+
+        The batch statistics of one sentence, however often it occurs, say nothing: they would hide it, and
+        the running ones would lag behind a text encoder that learns.
+        """
+        linear, norm, relu = self.txt_proj
+        x = linear(state)
+        if self.training and bool((state == state[:1]).all()):
+            return relu(
+                functional.batch_norm(
+                    x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+                )
+            )
+        return relu(norm(x))
+
+
+def _waves(length: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of positions 0 .. length - 1, interleaved, float32 (length, width)."""
+    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
+    angles = torch.arange(length, device=device)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def word_positions(width: int, length: int, device: torch.device) -> Tensor:
+    """Position code of words, float32 (1, length, width)."""
+    return _waves(length, width, device)[None]
+
+
+def pixel_positions(width: int, height: int, breadth: int, device: torch.device) -> Tensor:
+    """Position code of a map's places, row by row, half for x and half for y; float32 (1, h w, width)."""
+    across = _waves(breadth, width // 2, device).expand(height, -1, -1)
+    down = _waves(height, width // 2, device)[:, None].expand(-1, breadth, -1)
+    return torch.cat([across, down], dim=-1).flatten(0, 1)[None]
+
+
+class TransformerDecoder(nn.Module):
+    """Vision-language decoder (section 3.2, equations 6-8): places attend to places, then to words."""
+
+    def __init__(self, layers: int, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerDecoderLayer(width, heads, hidden, dropout) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, vis: Tensor, words: Tensor, padding: Tensor) -> Tensor:
+        """Map (N, C, h, w), words (N, L, C), `padding` bool (N, L) true where to look away: (N, C, h w)."""
+        places = pixel_positions(vis.shape[1], *vis.shape[-2:], device=vis.device).to(vis.dtype)
+        order = word_positions(words.shape[2], words.shape[1], words.device).to(words.dtype)
+        x = vis.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x, words, places, order, padding)
+        return self.norm(x).transpose(1, 2)
+
+
+class TransformerDecoderLayer(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each normalised before and after."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn_norm = nn.LayerNorm(width)
+        self.cross_attn_norm = nn.LayerNorm(width)
+        self.self_attn = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.LayerNorm(hidden),
+            nn.Linear(hidden, width),
+        )
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.dropout3 = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, words: Tensor, places: Tensor, order: Tensor, padding: Tensor) -> Tensor:
+        """Places (N, h w, C), words (N, L, C), their position codes, `padding` bool (N, L)."""
+        y = self.norm1(x)
+        seat = y + places
+        y = self.self_attn(seat, seat, y, need_weights=False)[0]
+        x = x + self.dropout1(self.self_attn_norm(y))
+        y = self.norm2(x) + places
+        y = self.multihead_attn(y, words + order, words, key_padding_mask=padding, need_weights=False)[0]
+        x = x + self.dropout2(self.cross_attn_norm(y))
+        return x + self.dropout3(self.ffn(self.norm3(x)))
+
+
+class Projector(nn.Module):
+    """Text-to-pixel projector (section 3.3): the sentence becomes the convolution that draws the mask."""
+
+    def __init__(self, sentence: int, width: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.vis = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            conv_block(2 * width, 2 * width, 3),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            conv_block(2 * width, width, 3),
+            nn.Conv2d(width, width, 1),
+        )
+        self.txt = nn.Linear(sentence, width * kernel * kernel + 1)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """Map (N, 2 width, h, w) and sentences (N, sentence) to logits (N, 1, 4 h, 4 w)."""
+        x = self.vis(x)
+        count, width, height, breadth = x.shape
+        drawn = self.txt(state)
+        weight = drawn[:, :-1].reshape(count, width, self.kernel, self.kernel)
+        # One convolution with a group a row: each row has a kernel of its own.
+        logits = functional.conv2d(
+            x.reshape(1, count * width, height, breadth),
+            weight,
+            bias=drawn[:, -1],
+            padding=self.kernel // 2,
+            groups=count,
+        )
+        return logits.transpose(0, 1)
