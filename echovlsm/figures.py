@@ -30,6 +30,13 @@ STRATEGY_COLOURS: dict[str, str] = {
     "synth-PT:real-FT": "#D55E00",
     "joint": "#000000",
 }
+SAMPLER_COLOURS: dict[str, str] = {
+    "ddpm": "#000000",
+    "ddim": "#E69F00",
+    "dpm-solver++": "#56B4E9",
+    "sde-dpm-solver++": "#009E73",
+    "heun": "#CC79A7",
+}
 SHORT_NAMES: dict[str, str] = {
     "left ventricular cavity": "LV cavity",
     "myocardium": "myocardium",
@@ -109,10 +116,19 @@ def outline(axes: Axes, mask: np.ndarray, colour: str, dashed: bool = False) -> 
         )
 
 
-def outline_labels(axes: Axes, labels: np.ndarray) -> None:
+def outline_labels(axes: Axes, labels: np.ndarray, dashed: bool = False) -> None:
     """Draw the borders of all three structures of a label map, the cavity above the wall around it."""
     for value in (2, 3, 1):
-        outline(axes, labels == value, STRUCTURE_COLOURS[STRUCTURES[value]])
+        outline(axes, labels == value, STRUCTURE_COLOURS[STRUCTURES[value]], dashed)
+
+
+def show_sector_map(axes: Axes, sector_map: np.ndarray, title: str = "") -> None:
+    """Draw a sector map uint8 (H, W): structures in their colours, the sector grey, black outside."""
+    cavity, wall, atrium = (STRUCTURE_COLOURS[name] for name in STRUCTURES.values())
+    colours = np.array([mpl.colors.to_rgb(c) for c in ("#000000", cavity, "#555555", wall, atrium)])
+    axes.imshow(colours[sector_map], interpolation="nearest")
+    axes.set_title(title, fontsize=9, fontweight="normal")
+    axes.axis("off")
 
 
 def structure_legend(figure: Figure, extra: Mapping[str, str] | None = None) -> None:

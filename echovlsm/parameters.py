@@ -21,14 +21,16 @@ from echovlsm import SPLITS
 SCALES: tuple[str, ...] = ("smoke", "demo", "full")
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
-    "model": ("clipseg",),
+    "model": ("clipseg", "cris"),
     "prompt": tuple(f"P{level}" for level in range(8)),
-    "encoders": ("frozen", "unfrozen"),
+    "encoders": ("frozen", "unfrozen", "lora"),
     "cohort_split": ("official", "paper"),
     "evaluate_on": SPLITS,
     "variant": ("random", "0", "1"),
     "mixed_precision": ("no", "fp16", "bf16"),
     "missing": ("error", "omit"),
+    "sampler": ("ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++", "heun"),
+    "sdm_precision": ("no", "fp16", "bf16"),
 }
 """Allowed values of parameters that have a closed list."""
 

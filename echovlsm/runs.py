@@ -28,6 +28,9 @@ from echovlsm.parameters import check_parameters
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
 _NOT_COUNTED = {"book", "execute", "figures", "freshness", "parameters", "pretraining", "runs", "scenes"}
+# The chapter on the published scores trains nothing, and nothing that is trained reads it.
+_CHAPTER = ("published", "claims")
+_CONFIGS = ("config.json", "scheduler_config.json")
 _RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -102,7 +105,7 @@ def code_hash() -> str:
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        if path.stem not in _NOT_COUNTED:
+        if path.stem not in _NOT_COUNTED and not path.stem.startswith(_CHAPTER):
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -115,7 +118,7 @@ def weights_hash(weights: str | Path) -> str:
         return f"hub:{weights}"
     digest = hashlib.sha256()
     for path in sorted(
-        p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"} or p.name == "config.json"
+        p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"} or p.name in _CONFIGS
     ):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
@@ -214,7 +217,15 @@ class RunFolder:
 
         Notebooks stay, as one may be executing into this folder.
         """
-        for pattern in ("state", "weights", "weights.partial-*"):
+        for pattern in (
+            "state",
+            "weights",
+            "weights.partial-*",
+            "sdm",
+            "sdm-state",
+            "sdm.partial",
+            "segmenter-*",
+        ):
             for folder in self.path.glob(pattern):
                 shutil.rmtree(folder)
         for pattern in ("*.csv", "*.parquet", "*.partial", "run.yaml"):

@@ -1,0 +1,1 @@
+"""Synthetic echocardiograms: label maps, a diffusion model that draws from them, and its fidelity."""

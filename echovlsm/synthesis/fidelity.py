@@ -1,0 +1,368 @@
+"""How near synthetic echocardiograms come to the source ones, in measures an ultrasound person can check.
+
+`fidelity_table` puts the measures of `fidelity_measures` (importable from here too) side by side, each with
+its floor: the same measure between two halves of the source cohort. A set as good as the source has a ratio
+near 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from echovlsm import STRUCTURES
+from echovlsm.synthesis.fidelity_measures import (
+    BACKGROUND,
+    CAVITY,
+    MYOCARDIUM,
+    TISSUES,
+    FidelityError,
+    Nearest,
+    Pictures,
+    encoder_features,
+    gcnr,
+    grey_counts,
+    histogram_distance,
+    kid,
+    label_agreement,
+    local_snr,
+    nearest_training,
+    radial_spectrum,
+    squared_mmd,
+    thumbnails,
+    tissue_histograms,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "COLUMNS",
+    "TISSUES",
+    "FidelityError",
+    "Nearest",
+    "Pictures",
+    "encoder_features",
+    "fidelity_table",
+    "gcnr",
+    "grey_counts",
+    "halves",
+    "histogram_distance",
+    "kid",
+    "label_agreement",
+    "local_snr",
+    "nearest_training",
+    "radial_spectrum",
+    "squared_mmd",
+    "thumbnails",
+    "tissue_histograms",
+]
+
+COLUMNS: tuple[str, ...] = (
+    "measure",
+    "unit",
+    "value",
+    "floor",
+    "ratio",
+    "better",
+    "spread",
+    "floor_spread",
+    "synthetic",
+    "source",
+    "note",
+)
+"""Columns of `fidelity_table`."""
+
+Features = Callable[[np.ndarray], np.ndarray]
+Segmenter = Callable[[np.ndarray], np.ndarray]
+
+
+# -- the table ------------------------------------------------------------------------------------------
+
+
+def fidelity_table(
+    synthetic: Pictures,
+    source: Pictures,
+    held_out: Pictures | None = None,
+    features: Features | None = None,
+    segmenter: Segmenter | None = None,
+    seed: int = 0,
+    repeats: int = 20,
+    window: int = 5,
+) -> pd.DataFrame:
+    """Compare a synthetic set with its source cohort, one row a measure, each beside its floor.
+
+    Distances between sets shrink as sets grow, so value and floor are taken at one size: in each of `repeats`
+    rounds the source is halved at random, patients whole; the floor compares the halves with each other, the
+    value compares as many synthetic pictures, drawn from the other half's patients where the sets name them,
+    with the first half. `value` and `floor` are means over
+    the rounds, `spread` and `floor_spread` their sd; KID is thus over subsets. Features are standardised by
+    the source's mean and sd first; as they are not Inception's, this KID compares with no published one.
+
+    Nearest-neighbour and agreement rows use every picture: there `value` is of the synthetic pictures against
+    the source (the training pictures) or their own labels, `floor` the same of `held_out`, or, without it, of
+    the source itself (nearest picture of another patient); `spread` is the bootstrap sd over pictures.
+
+    Args:
+        synthetic: generated pictures and the sector maps they were drawn from.
+        source: the pictures that the generator learned from; at least two patients.
+        held_out: source pictures that it never saw; of the same size.
+        features: from uint8 (N, H, W) to float (N, D), such as `encoder_features` with its model bound; None
+            leaves out its rows.
+        segmenter: from uint8 (N, H, W) to the study's labels (N, H, W), trained on source pictures; needs
+            `labels` in the sets. None leaves out its rows.
+        seed: seed of halves, subsets and bootstrap.
+        repeats: rounds.
+        window: side in pixels of the windows of `local_snr`.
+
+    Returns:
+        DataFrame with the columns of `COLUMNS`. `ratio` is value / floor, NaN where the floor is zero or, for
+        KID, zero within its spread. `better` is ``lower``, or ``not below floor`` for distances to training
+        pictures. `synthetic` and `source` are the sets' means where the measure has them (mean grey level,
+        SNR, gCNR). `note` says why something is missing.
+
+    Raises:
+        FidelityError: sets of different picture size, a source of one patient, no labels for `segmenter`,
+            features of another shape than (N, D).
+    """
+    import pandas as pd
+
+    sets = {"synthetic": synthetic, "source": source}
+    sets |= {} if held_out is None else {"held_out": held_out}
+    for name, pictures in sets.items():
+        if pictures.images.shape[1:] != source.images.shape[1:]:
+            raise FidelityError(
+                f"{name}: pictures of {_size(pictures.images)}, the source's have {_size(source.images)}; "
+                "resize one of them"
+            )
+        if segmenter is not None and pictures.labels is None:
+            raise FidelityError(f"{name}: has no labels: a segmenter needs them")
+    if repeats < 2:
+        raise FidelityError(f"repeats: {repeats} rounds have no spread; 2 at least")
+    embedded = {} if features is None else _embed(features, sets)
+    rows = [
+        *_distribution_rows(synthetic, source, embedded, seed, repeats, window),
+        *_memory_rows(sets, embedded, seed),
+        *([] if segmenter is None else _agreement_rows(sets, segmenter, seed)),
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def halves(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random halves of pictures with patient numbers `groups` (N,), patients whole: two index arrays."""
+    order = _shuffled(groups, rng)
+    cuts = np.flatnonzero(np.diff(groups[order])) + 1
+    if not len(cuts):
+        raise FidelityError("source: one patient cannot be halved; give two patients or more")
+    cut = cuts[np.abs(cuts - len(order) / 2).argmin()]
+    return order[:cut], order[cut:]
+
+
+def _of_patients(
+    synthetic: Pictures, source: Pictures, rows: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Synthetic pictures in random order, those first whose source patients are among `rows` of the source.
+
+    The floor compares two halves that share no patient; so must the value. Single pictures are shuffled, not
+    patients, so that several variants of a label do not narrow the choice.
+    """
+    order = rng.permutation(len(synthetic))
+    if synthetic.patients is None or source.patients is None:
+        return order
+    wanted = {source.patients[row] for row in rows}
+    there = np.array([synthetic.patients[row] in wanted for row in order])
+    return np.concatenate([order[there], order[~there]])
+
+
+def _shuffled(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of the pictures with patients in random order."""
+    return np.argsort(rng.permutation(groups.max() + 1)[groups], kind="stable")
+
+
+class _Measure(NamedTuple):
+    """What a row of distances is made of: a per-picture array of both sets and a distance of subsets."""
+
+    name: str
+    unit: str
+    synthetic: np.ndarray
+    source: np.ndarray
+    distance: Callable[[np.ndarray, np.ndarray], float]
+    mean: Callable[[np.ndarray], float] | None = None
+    why_missing: str = ""
+
+
+def _distribution_rows(
+    synthetic: Pictures,
+    source: Pictures,
+    embedded: dict[str, np.ndarray],
+    seed: int,
+    repeats: int,
+    window: int,
+) -> Iterator[dict[str, Any]]:
+    measures = list(_measures(synthetic, source, embedded, window))
+    rng = np.random.default_rng(seed)
+    values, floors = np.empty((2, repeats, len(measures)))
+    for repeat in range(repeats):
+        first, second = halves(source.groups(), rng)
+        size = min(len(first), len(second), len(synthetic))
+        if size < 2:
+            raise FidelityError("source and synthetic: a half has one picture only; give more")
+        drawn = _of_patients(synthetic, source, second, rng)[:size]
+        first, second = first[:size], second[:size]
+        for column, measure in enumerate(measures):
+            reference = measure.source[first]
+            values[repeat, column] = measure.distance(measure.synthetic[drawn], reference)
+            floors[repeat, column] = measure.distance(measure.source[second], reference)
+    for column, measure in enumerate(measures):
+        value, floor = values[:, column], floors[:, column]
+        notes = []
+        missing = max(np.isnan(value).sum(), np.isnan(floor).sum())
+        if missing:
+            notes.append(f"{missing} of {repeats} rounds left out: {measure.why_missing}")
+        row = _row(measure.name, measure.unit, _mean(value), _mean(floor), spread=_sd(value))
+        row["floor_spread"] = _sd(floor)
+        if measure.distance is squared_mmd and not row["floor"] > row["floor_spread"]:
+            row["ratio"] = math.nan
+            notes.append("the floor is zero within its spread: compare the value with the spreads")
+        if measure.mean:
+            row |= {"synthetic": measure.mean(measure.synthetic), "source": measure.mean(measure.source)}
+        yield row | {"note": "; ".join(notes)}
+
+
+def _measures(
+    synthetic: Pictures, source: Pictures, embedded: dict[str, np.ndarray], window: int
+) -> Iterator[_Measure]:
+    pair = (synthetic, source)
+    counts = [grey_counts(pictures.images, pictures.maps) for pictures in pair]
+    for value, tissue in TISSUES.items():
+        own = [part[:, value] for part in counts]
+        name, why = f"grey levels, {tissue}", f"no pixel of {tissue}"
+        yield _Measure(name, "grey levels", *own, _pooled_distance, _pooled_mean, why)
+    for value in (MYOCARDIUM, BACKGROUND):
+        snr = [local_snr(pictures.images, pictures.maps, value, window) for pictures in pair]
+        why = f"no unclipped {window} x {window} window in {TISSUES[value]}"
+        yield _Measure(f"speckle SNR, {TISSUES[value]}", "1", *snr, _sample_distance, _mean, why)
+    contrast = [gcnr(part[:, CAVITY], part[:, MYOCARDIUM]) for part in counts]
+    name, why = "gCNR, cavity to myocardium", "no picture with both tissues"
+    yield _Measure(name, "1", *contrast, _sample_distance, _mean, why)
+    spectra = [radial_spectrum(pictures.images)[1] for pictures in pair]
+    yield _Measure("power spectrum", "dB", *spectra, _spectrum_distance)
+    if embedded:
+        yield _Measure("KID, given features", "1", embedded["synthetic"], embedded["source"], squared_mmd)
+
+
+def _memory_rows(
+    sets: dict[str, Pictures], embedded: dict[str, np.ndarray], seed: int
+) -> Iterator[dict[str, Any]]:
+    spaces = [("nearest training picture", "grey levels, 32 x 32", "rmse")]
+    spaces += [("nearest training picture, features", "1 - cosine", "cosine")] if embedded else []
+    for name, unit, metric in spaces:
+        if metric == "rmse":
+            points = {key: thumbnails(pictures.images) for key, pictures in sets.items()}
+        else:
+            points = embedded
+        own = nearest_training(points["synthetic"], points["source"], metric=metric)
+        if "held_out" in sets:
+            other, note = nearest_training(points["held_out"], points["source"], metric=metric), ""
+        else:
+            groups = sets["source"].groups()
+            same = groups[:, None] == groups[None]
+            other = nearest_training(points["source"], points["source"], same, metric)
+            note = "floor: source pictures against those of other patients"
+        median, floor = float(np.median(own.distance)), float(np.median(other.distance))
+        row = _row(name, unit, median, floor, "not below floor", _bootstrap(own.distance, np.median, seed))
+        row["floor_spread"] = _bootstrap(other.distance, np.median, seed)
+        smallest = ", ".join(f"{value:.3g}" for value in np.sort(own.distance)[:3])
+        row["note"] = "; ".join(filter(None, [f"smallest: {smallest}", note]))
+        yield row
+        if metric == "rmse":
+            copies = np.flatnonzero(own.copy)
+            row = _row("copies of a training picture", "share", own.copy.mean(), other.copy.mean())
+            if len(copies):
+                shown = ", ".join(map(str, copies[:10])) + (", ..." if len(copies) > 10 else "")
+                row["note"] = f"synthetic pictures number {shown} (from 0)"
+            yield row
+
+
+def _agreement_rows(sets: dict[str, Pictures], segmenter: Segmenter, seed: int) -> Iterator[dict[str, Any]]:
+    reference = "held_out" if "held_out" in sets else "source"
+    dice = {
+        name: label_agreement(np.asarray(segmenter(sets[name].images)), sets[name].labels)
+        for name in ("synthetic", reference)
+    }
+    for structure in STRUCTURES.values():
+        own, other = (1 - dice[name][structure].dropna().to_numpy() for name in ("synthetic", reference))
+        row = _row(f"label disagreement, {structure}", "1 - Dice", _mean(own), _mean(other))
+        row |= {"spread": _bootstrap(own, np.mean, seed), "floor_spread": _bootstrap(other, np.mean, seed)}
+        if reference == "source":
+            row["note"] = "floor: on source pictures, which the segmenter may have learned from"
+        if not len(own) or not len(other):
+            row["note"] = f"no picture with {structure}"
+        yield row
+
+
+def _row(
+    name: str, unit: str, value: float, floor: float, better: str = "lower", spread: float = math.nan
+) -> dict[str, Any]:
+    row = dict.fromkeys(COLUMNS, math.nan)
+    ratio = value / floor if floor > 0 else math.nan
+    row |= {"measure": name, "unit": unit, "value": float(value), "floor": float(floor), "ratio": ratio}
+    return row | {"better": better, "spread": spread, "note": ""}
+
+
+# -- distances between subsets ----------------------------------------------------------------------------
+
+
+def _pooled_distance(first: np.ndarray, second: np.ndarray) -> float:
+    return histogram_distance(first.sum(axis=0), second.sum(axis=0))
+
+
+def _pooled_mean(counts: np.ndarray) -> float:
+    pooled = counts.sum(axis=0)
+    return float(np.average(np.arange(256), weights=pooled)) if pooled.any() else math.nan
+
+
+def _sample_distance(first: np.ndarray, second: np.ndarray) -> float:
+    from scipy.stats import wasserstein_distance
+
+    first, second = first[~np.isnan(first)], second[~np.isnan(second)]
+    return float(wasserstein_distance(first, second)) if len(first) and len(second) else math.nan
+
+
+def _spectrum_distance(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.mean(axis=0) - second.mean(axis=0)).mean())
+
+
+def _embed(features: Features, sets: dict[str, Pictures]) -> dict[str, np.ndarray]:
+    embedded = {name: np.asarray(features(pictures.images), float) for name, pictures in sets.items()}
+    for name, values in embedded.items():
+        width = embedded["source"].shape[1:]
+        if values.ndim != 2 or values.shape != (len(sets[name]), *width) or not np.isfinite(values).all():
+            raise FidelityError(f"features: {values.shape} for {name}; finite (N, D) was expected")
+    mean, sd = embedded["source"].mean(axis=0), embedded["source"].std(axis=0)
+    # raw activations sit far from the origin: the cubic kernel is all but linear there, every cosine near 1
+    return {name: (values - mean) / np.where(sd > 0, sd, 1) for name, values in embedded.items()}
+
+
+def _bootstrap(values: np.ndarray, statistic: Callable[..., Any], seed: int, resamples: int = 200) -> float:
+    if len(values) < 2:
+        return math.nan
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return float(np.std(statistic(values[drawn], axis=1)))
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _sd(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def _size(images: np.ndarray) -> str:
+    return f"{images.shape[1]} x {images.shape[2]}"

@@ -1,0 +1,412 @@
+"""Measures of one set of echocardiograms, or between two; `echovlsm.synthesis.fidelity` tabulates them.
+
+Pictures are log-compressed to 8 bits, so nothing here is an echo amplitude. Fully developed speckle has a
+Rayleigh amplitude of SNR (mean / sd) 1.91 (Wagner et al. 1983); after log compression its sd is 5.57 dB
+whatever the mean (23.7 grey levels where 255 of them span 60 dB), and so the grey-level SNR of `local_snr`
+rises with gain and falls with contrast. Read it against the source's, not against 1.91: higher than there
+means smoother tissue (speckle lost) or the same speckle at a higher gain, lower means noise or a lower gain;
+the tissue's grey levels tell the two apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from echovlsm import STRUCTURES
+from echovlsm.synthesis.labels import SECTOR_CLASSES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from echovlsm.models.clipseg import CLIPSeg
+
+TISSUES: dict[int, str] = {value: name for value, name in enumerate(SECTOR_CLASSES) if value}
+"""Sector class to tissue; 0 is outside the sector."""
+CAVITY, BACKGROUND, MYOCARDIUM = 1, 2, 3
+ROUNDING = 1 / 12
+"""Variance in grey levels squared of rounding to 8 bits: nothing below it is measured."""
+COPY_RATIO, COPY_NEIGHBOURS, COPY_LEVELS = 0.5, 50, 1.0
+"""What `nearest_training` calls a copy."""
+
+
+class FidelityError(ValueError):
+    """Pictures, maps or features that cannot be compared; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """A set of echocardiograms.
+
+    Parameters
+    ----------
+    images
+        Grey levels, uint8 (N, H, W).
+    maps
+        Sector maps, uint8 (N, H, W): 0 outside the sector, else the keys of `TISSUES`.
+    patients
+        N patient ids (for a synthetic picture, of its source patient), so that halves and random subsets keep
+        patients whole; None takes each picture as its own patient.
+    labels
+        The study's labels, uint8 (N, H, W), 0 and the keys of `echovlsm.STRUCTURES`: for label agreement.
+
+    Raises
+    ------
+    FidelityError
+        No pictures, another dtype or shape than above, maps or labels of another size, an unknown class.
+    """
+
+    images: np.ndarray
+    maps: np.ndarray
+    patients: Sequence[Hashable] | None = None
+    labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        _check_maps(self.maps, "maps", max(TISSUES), self.images)
+        if self.labels is not None:
+            _check_maps(self.labels, "labels", max(STRUCTURES), self.images)
+        if self.patients is not None and len(self.patients) != len(self.images):
+            raise FidelityError(f"patients: {len(self.patients)} ids for {len(self.images)} pictures")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def groups(self) -> np.ndarray:
+        """Patient numbers, int (N,)."""
+        import pandas as pd
+
+        return np.arange(len(self)) if self.patients is None else pd.factorize(np.asarray(self.patients))[0]
+
+
+# -- grey levels ----------------------------------------------------------------------------------------
+
+
+def grey_counts(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Pixels of each picture by sector class and grey level: int64 (N, 5, 256)."""
+    _check_images(images)
+    _check_maps(maps, "maps", max(TISSUES), images)
+    classes = max(TISSUES) + 1
+    return np.stack(
+        [
+            np.bincount((labels.astype(np.int64) * 256 + image).ravel(), minlength=classes * 256)
+            for image, labels in zip(images, maps, strict=True)
+        ]
+    ).reshape(len(images), classes, 256)
+
+
+def tissue_histograms(
+    images: np.ndarray, maps: np.ndarray, bins: int = 64
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Histogram of grey levels for each tissue over all pictures, its pixels pooled.
+
+    Returns (edges float (bins + 1,) in grey levels, {tissue: float (bins,)}); each sums to 1, and is NaN
+    where no picture has the tissue. FidelityError unless `bins` divides 256.
+    """
+    pooled = _rebin(grey_counts(images, maps).sum(axis=0), bins)
+    edges = np.linspace(0, 256, bins + 1)
+    return edges, {name: _fractions(pooled[value]) for value, name in TISSUES.items()}
+
+
+def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Wasserstein-1 distance in grey levels between two histograms (256,); NaN where either is empty."""
+    from scipy.stats import wasserstein_distance
+
+    if not first.any() or not second.any():
+        return math.nan
+    levels = np.arange(256)
+    return float(wasserstein_distance(levels, levels, first, second))
+
+
+def gcnr(first: np.ndarray, second: np.ndarray, bins: int = 32) -> np.ndarray:
+    """Generalised contrast-to-noise ratio of two tissues: 1 - overlap of their histograms.
+
+    Rodriguez-Molares et al. 2020, IEEE Trans Ultrason Ferroelectr Freq Control 67:745-759. Log compression
+    does not change it. Few pixels in many bins overlap less than their distributions do, so bins are wide:
+    with 32 bins two samples of 500 pixels of one distribution score about 0.1 instead of 0.
+
+    Args:
+        first: counts of grey levels, (N, 256): `grey_counts(images, maps)[:, CAVITY]`.
+        second: the same of the other tissue.
+        bins: bins of the histograms; divides 256.
+
+    Returns:
+        float (N,), 0 (indistinguishable) to 1 (disjoint); NaN where a picture lacks a tissue.
+    """
+    return 1 - np.minimum(_fractions(_rebin(first, bins)), _fractions(_rebin(second, bins))).sum(axis=-1)
+
+
+def local_snr(images: np.ndarray, maps: np.ndarray, tissue: int, window: int = 5) -> np.ndarray:
+    """Grey-level SNR of a tissue: the median over small windows of mean / sd, a picture at a time.
+
+    A window counts if it lies wholly in the tissue and at most a fifth of its pixels are black or white,
+    where speckle is clipped away. The median leaves out edges and specular echoes; windows are too small for
+    slow changes of gain to count as speckle, and, where a speckle grain is not small against them, too small
+    for its whole sd: the SNR then comes out higher. The sd is at least that of rounding.
+
+    Args:
+        images: uint8 (N, H, W); the module's docstring says how log compression bears on the result.
+        maps: sector maps, uint8 (N, H, W).
+        tissue: a key of `TISSUES`.
+        window: side of the window in pixels, odd.
+
+    Returns:
+        float (N,), no unit; NaN where no window fits.
+    """
+    from scipy.ndimage import uniform_filter
+
+    _check_images(images)
+    _check_maps(maps, "maps", max(TISSUES), images)
+    if tissue not in TISSUES:
+        raise FidelityError(f"tissue: {tissue!r} is none of {list(TISSUES)}")
+    if window < 3 or window % 2 == 0:
+        raise FidelityError(f"window: {window!r} is not an odd number from 3")
+    result = np.full(len(images), np.nan)
+    pixels = window**2
+    for index, (image, labels) in enumerate(zip(images, maps, strict=True)):
+        stack = np.stack([labels == tissue, (image == 0) | (image == 255), image, image.astype(float) ** 2])
+        inside, clipped, mean, square = uniform_filter(
+            stack.astype(float), (1, window, window), mode="constant"
+        )
+        fits = (inside > 1 - 0.5 / pixels) & (clipped <= 0.2 + 0.5 / pixels)
+        if fits.any():
+            variance = (square[fits] - mean[fits] ** 2) * pixels / (pixels - 1)
+            result[index] = np.median(mean[fits] / np.sqrt(np.maximum(variance, ROUNDING)))
+    return result
+
+
+def radial_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Power spectrum averaged over directions, a picture at a time.
+
+    The picture's mean is taken off, a Hann window applied and the power divided by the window's, so that
+    white noise of variance s² is flat at 10 log10(s²) dB. Power below rounding noise is set to it. Decibels
+    averaged over pictures lie below the decibels of the averaged power in the few-pixel inner rings; between
+    two sets this cancels.
+
+    Args:
+        images: uint8 (N, H, W).
+
+    Returns:
+        (frequencies, power): float (K,) in cycles/pixel (times H: cycles/picture), the centres of
+        min(H, W) // 2 rings up to 0.5 less the innermost, which holds the mean; float (N, K) in dB of grey
+        levels squared.
+    """
+    from scipy import fft
+
+    _check_images(images)
+    height, width = images.shape[1:]
+    if min(height, width) < 8:
+        raise FidelityError(f"images: {height} x {width} is too small for a spectrum; 8 pixels at least")
+    window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1])
+    radius = np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width)[None])
+    rings = min(height, width) // 2
+    ring = np.minimum((radius * 2 * rings).astype(int), rings)  # the corners beyond 0.5 are left out
+    # half the plane is transformed: its columns stand for two, but the first and an even width's last
+    twice = np.full(radius.shape, 2.0)
+    twice[:, 0] = 1
+    if width % 2 == 0:
+        twice[:, -1] = 1
+    total = np.bincount(ring.ravel(), twice.ravel(), rings + 1)
+    power = np.empty((len(images), rings + 1))
+    for index, image in enumerate(images):
+        spectrum = fft.rfft2((image - image.mean()) * window)
+        energy = twice * (spectrum.real**2 + spectrum.imag**2)
+        power[index] = np.bincount(ring.ravel(), energy.ravel(), rings + 1)
+    power /= np.maximum(total, 1) * (window**2).sum()
+    frequencies = (np.arange(rings) + 0.5) / (2 * rings)
+    return frequencies[1:], 10 * np.log10(np.maximum(power[:, 1:rings], ROUNDING))
+
+
+# -- features -------------------------------------------------------------------------------------------
+
+
+def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) -> np.ndarray:
+    """Features of a CLIPSeg's image encoder: the mean over the tokens of the last activation it decodes.
+
+    Args:
+        images: uint8 (N, H, W), brought to the model's square size as in training.
+        model: `echovlsm.models.load("clipseg", "data/weights/clipseg-tiny", "frozen")`.
+        batch_size: pictures a pass; small ones stay in the processor's cache.
+
+    Returns:
+        float32 (N, width).
+    """
+    import torch
+
+    from echovlsm.triplets import resize_image
+
+    _check_images(images)
+    was_training = model.training
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            batch = [resize_image(image, model.image_size) for image in images[start : start + batch_size]]
+            found.append(model.encode_image(model.normalise(torch.stack(batch)))[-1].mean(dim=1).cpu())
+    model.train(was_training)
+    return torch.cat(found).numpy()
+
+
+def squared_mmd(first: np.ndarray, second: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy of features (m, D), (n, D) under KID's kernel.
+
+    k(x, y) = (x·y / D + 1)³ as in Binkowski et al. 2018 ("Demystifying MMD GANs"); the estimator is that of
+    Gretton et al. 2012 ("A kernel two-sample test"). A negative value is chance.
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise FidelityError(f"features: {first.shape} and {second.shape} are not (N, D) of one D")
+    m, n = len(first), len(second)
+    if min(m, n) < 2:
+        raise FidelityError(f"features: {m} and {n} pictures; the distance needs two of each")
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    own, other = kernel(first, first), kernel(second, second)
+    within = (own.sum() - own.trace()) / (m * (m - 1)) + (other.sum() - other.trace()) / (n * (n - 1))
+    return float(within - 2 * kernel(first, second).mean())
+
+
+def kid(
+    first: np.ndarray, second: np.ndarray, subsets: int = 50, subset_size: int = 100, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel distance of features (m, D), (n, D): mean and sd of `squared_mmd` over random subsets.
+
+    With features other than Inception's it cannot be compared with any published KID. Subsets are drawn
+    without replacement, of `subset_size` or of all pictures of the smaller set.
+    """
+    rng = np.random.default_rng(seed)
+    size = min(subset_size, len(first), len(second))
+    values = [
+        squared_mmd(
+            first[rng.choice(len(first), size, replace=False)],
+            second[rng.choice(len(second), size, replace=False)],
+        )
+        for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+# -- memorising -----------------------------------------------------------------------------------------
+
+
+def thumbnails(images: np.ndarray, side: int = 32) -> np.ndarray:
+    """Pictures (N, H, W) reduced to `side` x `side` by antialiased resizing: float32 (N, side²)."""
+    from echovlsm.triplets import resize_image
+
+    _check_images(images)
+    return np.stack([resize_image(image, side).numpy().ravel() for image in images]).astype(np.float32)
+
+
+class Nearest(NamedTuple):
+    """For each picture: distance to the nearest training picture, its index, and whether it is a copy."""
+
+    distance: np.ndarray
+    index: np.ndarray
+    copy: np.ndarray
+
+
+def nearest_training(
+    pictures: np.ndarray,
+    training: np.ndarray,
+    same: np.ndarray | None = None,
+    metric: str = "rmse",
+) -> Nearest:
+    """Find each picture's nearest training picture.
+
+    A copy is nearer than half the mean distance to its 50 nearest training pictures (Carlini et al. 2023,
+    "Extracting Training Data from Diffusion Models"), or within one grey level: near one picture, not near
+    all of them. Distances of synthetic pictures somewhat below those of held-out ones are not yet copying: a
+    synthetic picture shares its (perturbed) label map with a training picture, a held-out one does not.
+
+    Args:
+        pictures: `thumbnails` or features, (N, D).
+        training: the same of the training pictures, (M, D).
+        same: bool (N, M), pairs that do not count (one patient's); None counts all.
+        metric: ``rmse`` (grey levels for thumbnails) or ``cosine`` (1 - cosine, for features).
+
+    Returns:
+        Nearest: float (N,), int (N,), bool (N,).
+    """
+    from scipy.spatial.distance import cdist
+
+    if pictures.shape[1:] != training.shape[1:] or not len(pictures) or not len(training):
+        raise FidelityError(f"pictures and training: {pictures.shape} and {training.shape} do not compare")
+    if metric not in ("rmse", "cosine"):
+        raise FidelityError(f"metric: {metric!r} is neither 'rmse' nor 'cosine'")
+    table = cdist(pictures, training, "euclidean" if metric == "rmse" else "cosine").clip(0)
+    if metric == "rmse":
+        table /= math.sqrt(training.shape[1])
+    if same is not None:
+        table[same] = np.inf
+    near = np.sort(table, axis=1)[:, :COPY_NEIGHBOURS]
+    if not np.isfinite(near[:, 0]).all():
+        raise FidelityError(f"training: no picture to compare picture {near[:, 0].argmax()} with")
+    copy = near[:, 0] < COPY_RATIO * near.mean(axis=1, where=np.isfinite(near))
+    if metric == "rmse":
+        copy |= near[:, 0] < COPY_LEVELS
+    return Nearest(near[:, 0], table.argmin(axis=1), copy)
+
+
+# -- labels ---------------------------------------------------------------------------------------------
+
+
+def label_agreement(predicted: np.ndarray, conditioning: np.ndarray) -> pd.DataFrame:
+    """Dice per structure between what a segmenter found and the labels that a picture was drawn from.
+
+    Args:
+        predicted: the study's labels (0 and the keys of `echovlsm.STRUCTURES`), uint8 (N, H, W).
+        conditioning: the same; a sector map is converted before.
+
+    Returns:
+        DataFrame of N rows, a column a structure, fractions 0 to 1; NaN where the picture was drawn without
+        that structure.
+    """
+    import pandas as pd
+    import torch
+    from monai.metrics import compute_dice
+
+    for name, labels in (("predicted", predicted), ("conditioning", conditioning)):
+        _check_maps(labels, name, max(STRUCTURES), conditioning)
+    values = list(STRUCTURES)
+    hot = [
+        torch.from_numpy(np.stack([labels == value for value in values], axis=1))
+        for labels in (predicted, conditioning)
+    ]
+    return pd.DataFrame(compute_dice(*hot, ignore_empty=True).numpy(), columns=list(STRUCTURES.values()))
+
+
+# -- small things -----------------------------------------------------------------------------------------
+
+
+def _rebin(counts: np.ndarray, bins: int) -> np.ndarray:
+    if bins < 1 or 256 % bins:
+        raise FidelityError(f"bins: {bins!r} does not divide 256")
+    return counts.reshape(*counts.shape[:-1], bins, -1).sum(axis=-1)
+
+
+def _fractions(counts: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=-1, keepdims=True)
+    return np.where(total > 0, counts / np.maximum(total, 1), np.nan)
+
+
+def _check_images(images: np.ndarray) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 3:
+        found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise FidelityError(f"images: {found}; uint8 (N, H, W) was expected")
+    if not images.size:
+        raise FidelityError(f"images: {images.shape} holds no picture")
+
+
+def _check_maps(maps: np.ndarray, name: str, highest: int, images: np.ndarray) -> None:
+    if not isinstance(maps, np.ndarray) or not np.issubdtype(maps.dtype, np.integer):
+        raise FidelityError(f"{name}: whole numbers (N, H, W) were expected")
+    if maps.shape != images.shape:
+        raise FidelityError(f"{name}: {maps.shape} does not match {images.shape}")
+    if maps.size and (maps.min() < 0 or maps.max() > highest):
+        raise FidelityError(f"{name}: classes {maps.min()} to {maps.max()}; 0 to {highest} are known")

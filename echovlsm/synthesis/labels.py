@@ -1,0 +1,433 @@
+"""Label maps that a diffusion model draws from: the ultrasound sector, its class order, and perturbed hearts.
+
+The study labels a picture 0 background, 1 left ventricular cavity, 2 myocardium, 3 left atrium. A SECTOR map
+has the order of the sector annotations of Stojanovski et al. 2023 ("Echo from Noise",
+doi 10.1007/978-3-031-44521-7_4): 0 outside the sector, 1 left ventricular cavity, 2 sector background,
+3 myocardium, 4 left atrium. Both orders meet in this module only.
+
+`perturb` makes new anatomies from old ones as published: a random affine map, then an elastic deformation,
+both nearest neighbour, then clipped to the sector, which itself stays where it is. The ranges are those of
+the authors' released script ``augment_camus_labels.py``, which calls TorchVision's RandomAffine and TorchIO's
+RandomElasticDeformation (a cubic B-spline of random control points, as here). MONAI's random affine map draws
+the scale of each axis by itself, so that the published one cannot be had from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+
+from echovlsm import STRUCTURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SECTOR_CLASSES: tuple[str, ...] = (
+    "outside the sector",
+    STRUCTURES[1],
+    "sector background",
+    STRUCTURES[2],
+    STRUCTURES[3],
+)
+"""Name of each class of a sector map; the index is the class."""
+
+SECTOR_OF_LABEL: tuple[int, ...] = (2, 1, 3, 4)
+"""Class in a sector map of the study's labels 0-3, inside the sector."""
+
+_SECTOR_OF = np.array(SECTOR_OF_LABEL, np.uint8)
+_LABEL_OF = np.array([0, 1, 0, 2, 3], np.uint8)
+
+BLACK = 2
+"""Grey value up to which a pixel counts as black: 0, and what lossy compression makes of 0."""
+SPECK = 5
+"""A component of fewer pixels is a speck: it neither tears a structure nor keeps it."""
+KEPT = 0.25
+"""Share of its area which a structure must keep; with less it counts as lost."""
+
+
+class LabelMapError(ValueError):
+    """A label map cannot be used; the message names its source, what is wrong, and the remedy."""
+
+
+# --- class order ------------------------------------------------------------
+
+
+def check_sector_map(
+    sector_map: np.ndarray, size: int | tuple[int, int] | None = None, where: str = ""
+) -> None:
+    """Refuse what is no sector map.
+
+    Parameters: `sector_map`, (H, W) of any integer type; `size`, the side or (H, W) it must have, where that
+    matters; `where`, the name of its source (a file, or a picture) for the message. Raises LabelMapError for
+    another type or shape, another size, or a class that is not in 0-4.
+    """
+    _check_map(
+        sector_map, where, len(SECTOR_CLASSES) - 1, "a sector map", "to_sector_map makes it from labels"
+    )
+    expected = (size, size) if isinstance(size, int) else size
+    if expected is not None and sector_map.shape != tuple(expected):
+        raise LabelMapError(
+            f"{where or 'label map'}: size {_by(sector_map.shape)}, but {_by(expected)} is needed; resize "
+            "the labels with echovlsm.triplets.resize_labels, or choose the size of this map"
+        )
+
+
+def _check_map(values: np.ndarray, where: str, top: int, kind: str, remedy: str) -> None:
+    where = where or "label map"
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size:
+        form = getattr(values, "shape", type(values).__name__)
+        raise LabelMapError(f"{where}: {form} is not (height, width); {kind} is one 2-D array")
+    if not np.issubdtype(values.dtype, np.integer):
+        raise LabelMapError(f"{where}: type {values.dtype}; {kind} holds whole numbers, give it as uint8")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > top:
+        wrong = high if high > top else low
+        raise LabelMapError(f"{where}: class {wrong} is out of range, {kind} has 0-{top} only; {remedy}")
+
+
+def _check_sector(sector: np.ndarray, shape: tuple[int, ...], where: str) -> None:
+    if not isinstance(sector, np.ndarray) or sector.dtype != np.bool_ or sector.shape != shape:
+        form = f"{getattr(sector, 'dtype', type(sector).__name__)} {getattr(sector, 'shape', '')}"
+        raise LabelMapError(
+            f"{where or 'label map'}: the sector is {form}, but bool {shape} is needed; find_sector makes it"
+        )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def to_sector_map(labels: np.ndarray, sector: np.ndarray, where: str = "") -> np.ndarray:
+    """Sector map uint8 (H, W) of labels 0-3 (H, W) and sector bool (H, W); labels outside it are cut off.
+
+    Raises LabelMapError, which names `where`, for another class, type or shape.
+    """
+    _check_map(labels, where, len(_SECTOR_OF) - 1, "the study's labels", "correct the mask")
+    _check_sector(sector, labels.shape, where)
+    return np.where(sector, _SECTOR_OF[labels], np.uint8(0))
+
+
+def from_sector_map(sector_map: np.ndarray, where: str = "") -> np.ndarray:
+    """The study's labels, uint8 (H, W) of 0-3, of a sector map; LabelMapError if it is none."""
+    check_sector_map(sector_map, where=where)
+    return _LABEL_OF[sector_map]
+
+
+def sector_of(sector_map: np.ndarray) -> np.ndarray:
+    """Sector bool (H, W) of a sector map."""
+    return sector_map != 0
+
+
+# --- the sector of a picture ------------------------------------------------------------
+
+
+def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
+    """The ultrasound sector of a picture uint8 (H, W) as bool (H, W).
+
+    It is the convex hull of the largest region where most pixels are brighter than `BLACK`: a cavity that
+    reaches the edge is filled, a caption or grains of noise beside the sector are left out. Parts of the
+    sector that a dark cavity cuts off belong to it from a tenth of the largest part's area. Raises
+    LabelMapError, which names `where`, for an array of another form or a picture without a sector.
+    """
+    from scipy import ndimage
+    from skimage.measure import label
+
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2 or not image.size:
+        form = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+        raise LabelMapError(f"{where or 'picture'}: {form}; a sector is found in uint8 (height, width)")
+    bright = image > BLACK
+    reach = max(1, round(0.015 * min(image.shape)))  # half the window, so the most the hull can be wrong by
+    # mean of each window, nothing beyond the picture's edge: lines of text and noise stay below one half
+    dense = ndimage.uniform_filter(bright.astype(np.float32), 2 * reach + 1, mode="nearest") > 0.5
+    parts = label(dense, connectivity=2)
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0
+    if areas.max() < 0.05 * image.size:
+        raise LabelMapError(
+            f"{where or 'picture'}: no ultrasound sector, the largest bright region covers "
+            f"{areas.max() / image.size:.1%} of the picture; leave this picture out"
+        )
+    kept = (areas >= areas.max() / 10)[parts]
+    # the window rounds corners off, above all the apex
+    kept = bright & ndimage.binary_dilation(kept, np.ones((3, 3), bool), iterations=reach)
+    return _hull(kept)
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    """Convex hull of a mask's pixel centres."""
+    from scipy.spatial import ConvexHull
+    from skimage.draw import polygon
+
+    rows = np.flatnonzero(mask.any(axis=1))
+    first = mask[rows].argmax(axis=1)
+    last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
+    ends = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
+    corners = ends[ConvexHull(ends).vertices]
+    filled = mask.copy()
+    filled[polygon(corners[:, 0], corners[:, 1], mask.shape)] = True
+    return filled
+
+
+# --- perturbation ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Ranges of `perturb`; the defaults are the published ones."""
+
+    rotation: float = 5.0
+    """Degrees, either way, about the picture's centre."""
+    translation: float = 0.05
+    """Share of the picture's width and height, either way. (The released script moves hearts only up and
+    down; the paper says nothing of that.)"""
+    scale: tuple[float, float] = (0.8, 1.05)
+    """Of the heart; below 1 it shrinks. The same in both directions."""
+    shear: float = 5.0
+    """Degrees, either way, along the rows (as TorchVision takes a single number)."""
+    control_points: tuple[int, int] = (10, 4)
+    """Of the elastic deformation's cubic B-spline, down and across; the outermost ones do not move."""
+    displacement: float = 0.08
+    """Farthest move of a control point, a share of height and width, uniform. The released script has 30 of
+    256 pixels, but gives TorchIO a volume of one slice, where two layers of control points are averaged: in
+    the plane that is the spread of 20 of 256 pixels drawn once."""
+    tries: int = 50
+    """Draws before a label map is given up."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        checks = {
+            "rotation": (0 <= self.rotation <= 180, "0 to 180 degrees"),
+            "translation": (0 <= self.translation < 1, "a share from 0 to below 1"),
+            "scale": (0 < low <= high, "two positive factors, the smaller first"),
+            "shear": (0 <= self.shear < 60, "0 to below 60 degrees"),
+            "control_points": (min(self.control_points) >= 4, "at least 4 each way, as a cubic spline needs"),
+            "displacement": (0 <= self.displacement < 1, "a share from 0 to below 1"),
+            "tries": (self.tries >= 1, "at least 1"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {expected}")
+
+
+PUBLISHED = Perturbation()
+"""The published ranges."""
+
+
+def perturb(
+    labels: np.ndarray,
+    sector: np.ndarray,
+    rng: np.random.Generator,
+    how: Perturbation = PUBLISHED,
+    where: str = "",
+) -> tuple[np.ndarray, int]:
+    """A perturbed sector map, uint8 (H, W), and how many impossible draws came before it.
+
+    Parameters: `labels`, uint8 (H, W) of 0-3; `sector`, bool (H, W); `rng`, the only source of chance; `how`,
+    the ranges; `where`, the picture's name for messages. What of the heart lies outside the sector may come
+    into it.
+
+    A draw is impossible, and drawn anew, if a structure of the source is lost (it keeps less than `KEPT` of
+    the area that the source has in the sector) or torn (it has more components than the source, clipped or
+    whole; 8-connected, those of fewer than `SPECK` pixels not counted). LabelMapError, which names `where`,
+    after `how.tries` such draws.
+    """
+    source = to_sector_map(labels, sector, where)
+    whole = _components(_SECTOR_OF[labels])
+    before = {value: max(parts, whole[value]) for value, parts in _components(source).items()}
+    areas = np.bincount(source.ravel(), minlength=len(SECTOR_CLASSES))
+    wrong = ""
+    for redraws in range(how.tries):
+        drawn = to_sector_map(_warp(labels, rng, how), sector)
+        wrong = _impossible(drawn, before, areas)
+        if not wrong:
+            return drawn, redraws
+    raise LabelMapError(
+        f"{where or 'label map'}: none of {how.tries} perturbations is anatomically possible (the last: "
+        f"{wrong}); use a weaker perturbation or leave this picture out"
+    )
+
+
+def _components(sector_map: np.ndarray) -> dict[int, int]:
+    """Number of components of each structure that the map holds."""
+    from skimage.measure import label
+
+    found = {}
+    for value in SECTOR_OF_LABEL[1:]:
+        region = sector_map == value
+        if region.any():
+            sizes = np.bincount(label(region, connectivity=2).ravel())[1:]
+            found[value] = max(1, int((sizes >= SPECK).sum()))  # a structure may be a speck from the start
+    return found
+
+
+def _impossible(drawn: np.ndarray, before: dict[int, int], areas: np.ndarray) -> str:
+    after = _components(drawn)
+    now = np.bincount(drawn.ravel(), minlength=len(SECTOR_CLASSES))
+    for value, parts in before.items():
+        if now[value] < max(1, KEPT * areas[value]):
+            return f"{SECTOR_CLASSES[value]} lost"
+        if after[value] > parts:
+            return f"{SECTOR_CLASSES[value]} torn"
+    return ""
+
+
+@lru_cache(maxsize=16)
+def _spline(pixels: int, points: int) -> np.ndarray:
+    """Uniform cubic B-spline of `points` control points over an axis: float64 (pixels, points)."""
+    from scipy.interpolate import BSpline
+
+    cell = pixels / (points - 3)
+    knots = -0.5 + cell * np.arange(-3, points + 1)
+    return BSpline.design_matrix(np.arange(pixels), knots, 3).toarray()
+
+
+def _warp(labels: np.ndarray, rng: np.random.Generator, how: Perturbation) -> np.ndarray:
+    """One draw: `labels` moved by a random affine map, then deformed; uint8 (H, W)."""
+    from scipy.ndimage import map_coordinates
+
+    shape = np.array(labels.shape)[:, None, None]  # vectors are (down, across) throughout
+    angle, shear = np.deg2rad([rng.uniform(-top, top) for top in (how.rotation, how.shear)])
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    slant = np.array([[1.0, 0.0], [math.tan(shear), 1.0]])
+    forward = turn @ slant * rng.uniform(*how.scale)
+    shift = rng.uniform(-how.translation, how.translation, (2, 1, 1)) * shape
+    down, across = how.control_points
+    moves = np.zeros((2, down, across))
+    moves[:, 1:-1, 1:-1] = rng.uniform(-how.displacement, how.displacement, (2, down - 2, across - 2))
+    # A pixel of the result looks up its place in the source: the inverse of what happens to the heart, and
+    # in the inverse order.
+    height, width = labels.shape
+    place = np.indices(labels.shape) + shape * (_spline(height, down) @ moves @ _spline(width, across).T)
+    centre = (shape - 1) / 2
+    source = np.tensordot(np.linalg.inv(forward), place - centre - shift, axes=1) + centre
+    return map_coordinates(labels, source, order=0, mode="grid-constant")
+
+
+# --- label maps of a cohort ------------------------------------------------------------
+
+
+class PerturbedMap(NamedTuple):
+    """One perturbed label map and where it comes from."""
+
+    row: int
+    """Position of the source in the frames table."""
+    variant: int
+    sector_map: np.ndarray
+    """uint8 (size, size), classes as `SECTOR_CLASSES`."""
+    redraws: int
+
+
+class PerturbedMaps(Sequence[PerturbedMap]):
+    """Perturbed label maps of a frames table, made when asked for; see `perturbed_maps`."""
+
+    def __init__(
+        self, frames: pd.DataFrame, variants: int, size: int, seed: int, how: Perturbation = PUBLISHED
+    ) -> None:
+        for name, value, least in (("variants", variants, 1), ("size", size, 16), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        self.frames = frames.reset_index(drop=True)
+        self.variants, self.size, self.seed, self.how = variants, size, seed, how
+        self._last: tuple[int, np.ndarray, np.ndarray] | None = None  # variants of a picture come in a row
+
+    def __len__(self) -> int:
+        return len(self.frames) * self.variants
+
+    @overload
+    def __getitem__(self, index: int) -> PerturbedMap: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PerturbedMap]: ...
+
+    def __getitem__(self, index: int | slice) -> PerturbedMap | list[PerturbedMap]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"label map {index} of {len(self)}")
+        row, variant = divmod(index % len(self), self.variants)
+        source = self.frames.iloc[row]
+        if self._last is None or self._last[0] != row:
+            _, labels, sector = _load(source, self.size)
+            self._last = row, labels, sector
+        name = _name(source)
+        digest = hashlib.sha256(f"{name} {variant}".encode()).digest()
+        rng = np.random.default_rng([self.seed, *np.frombuffer(digest, "<u4")])
+        _, labels, sector = self._last
+        drawn, redraws = perturb(labels, sector, rng, self.how, f"{name}, variant {variant}")
+        return PerturbedMap(row, variant, drawn, redraws)
+
+
+def perturbed_maps(
+    frames: pd.DataFrame, variants: int = 5, size: int = 96, seed: int = 0, how: Perturbation = PUBLISHED
+) -> PerturbedMaps:
+    """Perturbed label maps of every row of a frames table: a sequence of `PerturbedMap`, made when asked for.
+
+    The `variants` (published: 5) of a picture follow each other, pictures in the table's order. Labels and
+    sector are resized to (size, size) before they are perturbed. Each map depends on `seed`, the source's
+    patient, view and phase, and the variant alone: not on the other rows, nor on what was asked for before.
+    A map raises LabelMapError when no possible anatomy was drawn or a picture has no sector, and CohortError
+    when a picture has no mask; both name the picture.
+    """
+    return PerturbedMaps(frames, variants, size, seed, how)
+
+
+class SourceMaps(NamedTuple):
+    """What a diffusion model is trained on."""
+
+    maps: np.ndarray
+    """uint8 (N, size, size), classes as `SECTOR_CLASSES`."""
+    images: np.ndarray
+    """uint8 (N, size, size), the pictures."""
+
+
+def source_maps(frames: pd.DataFrame, size: int, progress: bool = False) -> SourceMaps:
+    """Unperturbed sector maps and pictures of every row, in the table's order, both uint8 (N, size, size).
+
+    Errors as for `perturbed_maps`.
+    """
+    from tqdm import tqdm
+
+    maps = np.empty((len(frames), size, size), np.uint8)
+    images = np.empty_like(maps)
+    rows = tqdm(range(len(frames)), desc="label maps", disable=not progress)
+    for i in rows:
+        row = frames.iloc[i]
+        images[i], labels, sector = _load(row, size)
+        maps[i] = to_sector_map(labels, sector, _name(row))
+    return SourceMaps(maps, images)
+
+
+_loaded: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+_LOADED_BYTES = 2**28  # a study asks for the same pictures again and again
+
+
+def _name(row: pd.Series) -> str:
+    return f"{row['patient']} {row['view']} {row['phase']}"
+
+
+def _load(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Picture uint8, labels uint8 and sector bool of a row, each (size, size)."""
+    times = [Path(row[name]).stat().st_mtime_ns for name in ("image", "labels") if isinstance(row[name], str)]
+    key = (row["image"], str(row["labels"]), str(row.get("label_order")), size, *times)
+    if key not in _loaded:
+        if len(_loaded) * 3 * size**2 > _LOADED_BYTES:
+            _loaded.clear()
+        _loaded[key] = _read(row, size)
+    return _loaded[key]
+
+
+def _read(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from echovlsm.cohort import load_image, load_labels
+    from echovlsm.triplets import resize_image, resize_labels
+
+    image, labels = load_image(row), load_labels(row)
+    sector = find_sector(image, _name(row))
+    small = resize_labels(sector.astype(np.uint8), size).numpy().astype(bool)
+    return resize_image(image, size).numpy(), resize_labels(labels, size).numpy(), small

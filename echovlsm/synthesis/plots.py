@@ -1,0 +1,157 @@
+"""The figures of notebook 02. Each returns a figure whose title states what the data say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from echovlsm import figures
+from echovlsm.synthesis.fidelity import Pictures, radial_spectrum, tissue_histograms
+from echovlsm.synthesis.study import MEASURES
+
+COLOURS: dict[str, str] = {"source": "#000000", "synthetic": figures.STRATEGY_COLOURS["synthetic"]}
+
+
+def plot_maps(maps: Sequence[np.ndarray]) -> Figure:
+    """A source sector map and its perturbations."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(11, 2.5))
+    for number, (axis, sector_map) in enumerate(zip(axes, maps, strict=True)):
+        figures.show_sector_map(axis, sector_map, f"perturbation {number}" if number else "source")
+    outside = all(np.array_equal(maps[0] == 0, other == 0) for other in maps)
+    sector = "the sector does not" if outside else "and so does the sector"
+    figures.heading(figure, f"A label map and its perturbations: the anatomy moves, {sector}")
+    return figure
+
+
+def plot_denoiser_history(history: pd.DataFrame) -> Figure:
+    """Loss of a denoiser's training over its steps."""
+    figure, axes = plt.subplots(figsize=(6, 3))
+    axes.plot(history["step"], history["loss"], color="#000000", label="training")
+    label = "validation (averaged weights)"
+    axes.plot(history["step"], history["val_loss"], color="#000000", linestyle="--", label=label)
+    axes.set(xlabel="optimiser step", ylabel="loss of the prediction", yscale="log")
+    best = history["val_loss"].min()
+    late = history.loc[history["val_loss"] <= 1.02 * best, "step"]
+    last = (
+        f"The validation loss is within 2 % of its best from step {late.iloc[0]:,} on"
+        if len(late)
+        else "The loss"
+    )
+    axes.set_title(last)
+    axes.legend()
+    return figure
+
+
+def plot_samples(source: Pictures, samples: np.ndarray) -> Figure:
+    """For each source picture its label map and `samples` uint8 (N, K, H, W) drawn from that map."""
+    count, each = samples.shape[:2]
+    figure, axes = plt.subplots(count, each + 2, figsize=(11, 1.9 * count), squeeze=False)
+    titles = ["label map", "source picture", *(f"sample {number + 1}" for number in range(each))]
+    for row, line in enumerate(axes):
+        names = titles if row == 0 else [""] * len(titles)
+        figures.show_sector_map(line[0], source.maps[row], names[0])
+        for axis, image, name in zip(line[1:], [source.images[row], *samples[row]], names[1:], strict=True):
+            figures.show_picture(axis, image, name)
+    between = samples.astype(float).std(axis=1)[source.maps > 0].mean()
+    figures.heading(
+        figure,
+        f"Held-out label maps: one anatomy, samples {between:.0f} grey levels (sd) apart in the sector",
+    )
+    return figure
+
+
+def plot_fidelity(sets: Mapping[str, Pictures], report: pd.DataFrame) -> Figure:
+    """Grey levels of each tissue and the power spectrum, source against synthetic."""
+    figure, axes = plt.subplots(1, 5, figsize=(12.5, 2.9))
+    for name, colour in COLOURS.items():
+        edges, histograms = tissue_histograms(sets[name].images, sets[name].maps)
+        for axis, (tissue, values) in zip(axes, histograms.items(), strict=False):
+            axis.stairs(values, edges, color=colour, label=name)
+            axis.set(xlabel="grey level", yticks=[])
+            axis.set_title(figures.SHORT_NAMES.get(tissue, tissue), fontweight="normal")
+        frequencies, power = radial_spectrum(sets[name].images)
+        axes[-1].plot(frequencies * sets[name].images.shape[1], power.mean(axis=0), color=colour)
+    axes[-1].set(xlabel="cycles a picture", ylabel="dB")
+    axes[-1].set_title("power spectrum", fontweight="normal")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+    rows = report[report["measure"].str.startswith("grey")].set_index("measure")
+    worst = rows["value"].idxmax()
+    tissue = worst.removeprefix("grey levels, ")
+    figures.heading(
+        figure,
+        f"Grey levels differ most in the {tissue}: by {rows.loc[worst, 'value']:.1f}, "
+        f"where halves of the source differ by {rows.loc[worst, 'floor']:.1f}",
+    )
+    return figure
+
+
+def plot_samplers(trials: pd.DataFrame) -> Figure:
+    """Each sampler's distance to the source against its time; the band is the first one's spread."""
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(13, 3.5))
+    first = trials.iloc[0]
+    for axis, name in zip(axes, MEASURES, strict=True):
+        value, spread = first[name], first[f"± {name}"]
+        axis.axhspan(value - spread, value + spread, color="#E6E6E6")
+        for sampler, group in trials.groupby("sampler", sort=False):
+            group = group.sort_values("steps")
+            seconds = 1 / group["pictures a second"]
+            colour = figures.SAMPLER_COLOURS[str(sampler)]
+            axis.errorbar(seconds, group[name], group[f"± {name}"], color=colour, marker="o", label=sampler)
+            for x, y, steps in zip(seconds, group[name], group["steps"], strict=True):
+                axis.annotate(
+                    f"{steps}", (x, y), (4, 4), textcoords="offset points", fontsize=8, color=colour
+                )
+        axis.set(xscale="log", xlabel="seconds a picture")
+        axis.set_title(name, fontweight="normal")
+    axes[0].set_ylabel("distance to the source")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=8)
+    table = solver_against_ancestral(trials)
+    fast, good = chosen_solver(trials), int(table["no farther off"].sum())
+    figures.heading(
+        figure,
+        f"{fast['sampler']}, {fast['steps']} steps: {fast['speed-up']:.0f} times as fast as "
+        f"{first['sampler']}, {first['steps']} steps, and no farther off in {good} of {len(table)} measures",
+    )
+    return figure
+
+
+def chosen_solver(trials: pd.DataFrame, name: str = "sde-dpm-solver++") -> pd.Series:
+    """The row of a solver at 20 steps, or at the most it has."""
+    rows = trials[trials["sampler"] == name].sort_values("steps")
+    twenty = rows[rows["steps"] == 20]
+    return (twenty if len(twenty) else rows).iloc[-1]
+
+
+def solver_against_ancestral(trials: pd.DataFrame, name: str = "sde-dpm-solver++") -> pd.DataFrame:
+    """A fast solver beside the first sampler, on the same label maps.
+
+    "No farther off": its distance is not greater by more than the spread of the difference.
+    """
+    first, fast = trials.iloc[0], chosen_solver(trials, name)
+    slow, quick = (f"{row['sampler']}, {row['steps']} steps" for row in (first, fast))
+    table = pd.DataFrame({slow: first[list(MEASURES)], quick: fast[list(MEASURES)]}).astype(float)
+    table["difference"] = table[quick] - table[slow]
+    table["spread of the difference"] = [float(fast[f"±d {measure}"]) for measure in MEASURES]
+    table["no farther off"] = table["difference"] <= table["spread of the difference"]
+    return table
+
+
+def plot_worst(pictures: Pictures, found: np.ndarray, agreement: pd.Series, count: int = 6) -> Figure:
+    """The pictures in which a segmenter misses a structure most; `agreement` is each picture's least Dice."""
+    figure, axes = plt.subplots(1, count, figsize=(12, 2.9))
+    for axis in axes:
+        axis.axis("off")
+    for axis, index in zip(axes, agreement.nsmallest(count).index, strict=False):
+        figures.show_picture(axis, pictures.images[index], f"Dice {agreement[index]:.2f}")
+        figures.outline_labels(axis, pictures.labels[index])
+        figures.outline_labels(axis, found[index], dashed=True)
+    figures.structure_legend(figure, {"drawn from": "-", "found": "--"})
+    low = (agreement < 0.5).mean()
+    figures.heading(
+        figure, f"{low:.1%} of the synthetic pictures lose a structure (Dice below 0.5): the worst"
+    )
+    return figure

@@ -1,0 +1,175 @@
+"""The diffusion process (Ho et al. 2020; Nichol & Dhariwal 2021): noise schedule, loss, samplers by name.
+
+Cosine schedule, 1000 steps. The network predicts the noise (as published), or v (Salimans & Ho 2022), which
+small networks learn better; with twice the output channels it also learns the variance by the hybrid loss.
+Schedules and samplers are those of diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TRAINING_STEPS = 1000
+"""Steps of the diffusion process."""
+
+PREDICTIONS: tuple[str, ...] = ("epsilon", "v_prediction")
+"""What the network predicts."""
+
+
+SCHEDULERS: tuple[str, ...] = ("ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++", "heun")
+"""Names that `make_scheduler` knows."""
+
+EDM_SIGMA = 80.0
+"""Highest noise level of EDM (Karras et al. 2022, table 1), for pictures in -1 to 1."""
+
+
+def noise_schedule(prediction: str = "epsilon", learned_variance: bool = False) -> Any:
+    """The cosine schedule of 1000 steps as diffusers' `DDPMScheduler`."""
+    from diffusers import DDPMScheduler
+
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction: {prediction!r} is not known; choose one of {', '.join(PREDICTIONS)}")
+    return DDPMScheduler(
+        num_train_timesteps=TRAINING_STEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction,
+        variance_type="learned_range" if learned_variance else "fixed_small",
+    )
+
+
+def to_model(images: np.ndarray | Tensor, channels: int = 1) -> Tensor:
+    """Grey pictures uint8 (N, H, W) to float32 (N, channels, H, W) in -1 to 1, the channels alike."""
+    return (torch.as_tensor(images)[:, None].float() / 127.5 - 1).expand(-1, channels, -1, -1)
+
+
+def to_pictures(samples: Tensor) -> np.ndarray:
+    """Samples (N, C, H, W) in -1 to 1 to grey pictures uint8 (N, H, W): mean over channels, clipped."""
+    values = (samples.float().mean(dim=1).clamp(-1, 1) + 1) * 127.5
+    return values.round().to(torch.uint8).cpu().numpy()
+
+
+def diffusion_loss(
+    model: nn.Module, schedule: Any, clean: Tensor, maps: Tensor, t: Tensor, noise: Tensor
+) -> Tensor:
+    """Loss of each picture, (B,): squared error, plus a term of the bound where the variance is learned.
+
+    Parameters
+    ----------
+    model
+        `SemanticUNet`, or its wrapper in several processes.
+    schedule
+        `noise_schedule`, with the model's prediction type.
+    clean, noise
+        Pictures in -1 to 1 and standard normal noise, (B, C, H, W).
+    maps
+        Label maps, integer (B, H, W).
+    t
+        Timesteps, integer (B,).
+
+    The hybrid loss is equation 16 of Nichol & Dhariwal 2021 with the bound's term of a random step, in bits,
+    weighted by T / 1000 as in their code; it reaches the variance only.
+    """
+    noisy = schedule.add_noise(clean, noise, t)
+    output = model(noisy, t, maps).float()
+    channels = clean.shape[1]
+    mean, spread = output[:, :channels], output[:, channels:]
+    velocity = schedule.config.prediction_type == "v_prediction"
+    target = schedule.get_velocity(clean, noise, t) if velocity else noise
+    loss = ((mean - target) ** 2).flatten(1).mean(dim=1)
+    if spread.shape[1]:
+        bound = _bound_term(schedule, clean, noisy, t, mean.detach(), spread)
+        loss = loss + bound * TRAINING_STEPS / 1000
+    return loss
+
+
+def _bound_term(
+    schedule: Any, clean: Tensor, noisy: Tensor, t: Tensor, mean: Tensor, spread: Tensor
+) -> Tensor:
+    """One term of the variational bound, in bits, (B,): only the variance learns from it."""
+
+    def at(values: Tensor) -> Tensor:
+        return values.to(noisy)[t].view(-1, 1, 1, 1)
+
+    cumulative = schedule.alphas_cumprod.double()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
+    betas = schedule.betas.double()
+    variance = betas * (1 - before) / (1 - cumulative)
+    # the first step's posterior has no variance: guided diffusion takes the second's
+    low = torch.cat([variance[1:2], variance[1:]]).log()
+    keep = betas * before.sqrt() / (1 - cumulative)
+    move = (1 - before) * (1 - betas).sqrt() / (1 - cumulative)
+    if schedule.config.prediction_type == "v_prediction":
+        guess = at(cumulative.sqrt()) * noisy - at((1 - cumulative).sqrt()) * mean
+    else:
+        guess = (noisy - at((1 - cumulative).sqrt()) * mean) / at(cumulative.sqrt())
+    model_mean = at(keep) * guess.clamp(-1, 1) + at(move) * noisy
+    true_mean = at(keep) * clean + at(move) * noisy
+    share = (spread + 1) / 2
+    model_log = share * at(betas.log()) + (1 - share) * at(low)
+    true_log = at(low)
+    divergence = 0.5 * (
+        model_log
+        - true_log
+        - 1
+        + (true_log - model_log).exp()
+        + (true_mean - model_mean) ** 2 * (-model_log).exp()
+    )
+    first = (t == 0).view(-1, 1, 1, 1)
+    likelihood = -_log_likelihood(clean, model_mean, (0.5 * model_log).exp())
+    return torch.where(first, likelihood, divergence).flatten(1).mean(dim=1) / math.log(2)
+
+
+def _log_likelihood(clean: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Log probability of 8-bit grey levels under a Gaussian, as the mass of each level's interval."""
+    upper = torch.special.ndtr((clean - mean + 1 / 255) / deviation)
+    lower = torch.special.ndtr((clean - mean - 1 / 255) / deviation)
+    mass = torch.where(clean < -0.999, upper, torch.where(clean > 0.999, 1 - lower, upper - lower))
+    return mass.clamp(min=1e-12).log()
+
+
+def make_scheduler(name: str, schedule: Any) -> Any:
+    """A diffusers scheduler that samples what `schedule` (`noise_schedule`) trained.
+
+    Parameters
+    ----------
+    name
+        ``ddpm`` (ancestral), ``ddim`` (deterministic), ``dpm-solver++`` (second order, multistep; Lu et al.
+        2022), ``sde-dpm-solver++`` (the same for the stochastic equation: fresh noise at each step), or
+        ``heun`` (second order, at the noise levels of EDM; Karras et al. 2022).
+    schedule
+        The training schedule with its prediction type.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    """
+    import diffusers
+
+    config = schedule.config
+    if name == "ddpm":
+        return diffusers.DDPMScheduler.from_config(config, timestep_spacing="trailing")
+    common = {
+        "num_train_timesteps": config.num_train_timesteps,
+        "beta_schedule": config.beta_schedule,
+        "prediction_type": config.prediction_type,
+    }
+    if name == "ddim":
+        return diffusers.DDIMScheduler(**common, set_alpha_to_one=True, timestep_spacing="trailing")
+    # The cosine schedule goes on to sigma 20,000; EDM starts at 80, where no signal is left either.
+    sigma = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt()
+    betas = schedule.betas[sigma <= EDM_SIGMA].numpy()
+    common |= {"num_train_timesteps": len(betas), "trained_betas": betas}
+    if name.endswith("dpm-solver++"):
+        # Steps uniform in the log signal-to-noise ratio, as its authors have them. With steps uniform in time
+        # the last one starts at sigma 0.08 and wipes out all texture fainter than that.
+        kind = name.replace("dpm-solver", "dpmsolver")
+        return diffusers.DPMSolverMultistepScheduler(**common, algorithm_type=kind, use_lu_lambdas=True)
+    if name == "heun":
+        return diffusers.HeunDiscreteScheduler(**common, use_karras_sigmas=True, clip_sample=True)
+    raise ValueError(f"scheduler: {name!r} is not known; choose one of {', '.join(SCHEDULERS)}")

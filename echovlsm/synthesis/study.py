@@ -1,0 +1,322 @@
+"""What notebook 02 does: load or train the denoiser, gather pictures, train a segmenter, compare samplers."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from echovlsm.synthesis.fidelity import (
+    TISSUES,
+    Pictures,
+    grey_counts,
+    histogram_distance,
+    local_snr,
+    radial_spectrum,
+    squared_mmd,
+)
+from echovlsm.synthesis.fidelity_measures import MYOCARDIUM
+from echovlsm.synthesis.labels import perturbed_maps, source_maps, to_sector_map
+
+if TYPE_CHECKING:
+    from echovlsm.models.reference import ReferenceUNet
+
+MEASURES: tuple[str, ...] = ("kernel distance", "power spectrum (dB)", "grey levels", "speckle SNR")
+"""Distances to the source by which samplers are compared; see `compare_samplers`."""
+
+_VARIANTS_IN_NAME = ("synthetic-camus-released",)  # five variants of a label are five patients there
+
+TRAINING: dict[str, Any] = {
+    **{"warm_up": 200, "cosine": True, "weight_decay": 1e-4, "ema_decay": 0.999, "check_every": 150}
+}
+"""Settings of `train_diffusion` that suit a small network."""
+
+
+def divide(
+    frames: pd.DataFrame, evaluate_on: str, holdout: float, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Frames to work with (training and validation splits), and held-out ones that take no part in anything.
+
+    Parameters
+    ----------
+    frames
+        Frames table; pictures without a mask are left out.
+    evaluate_on
+        Split that is held out.
+    holdout
+        Share of the training patients that validates in place of the validation split, so that this may be
+        held out; 0 for none.
+
+    Raises
+    ------
+    ValueError
+        A split is empty, or the held-out split is also the one that chooses epochs.
+    """
+    from echovlsm.triplets import hold_out
+
+    if evaluate_on == "val" and holdout == 0:
+        raise ValueError("evaluate_on: val also chooses the epochs; set `holdout`, or evaluate_on to test")
+    usable = frames[frames["labels"].notna()].reset_index(drop=True)
+    usable.attrs = frames.attrs
+    work = hold_out(usable, holdout, seed)
+    held_out = usable[usable["split"] == evaluate_on]
+    parts = {name: work[work["split"] == name] for name in ("train", "val")}
+    for name, table in {**parts, f"{evaluate_on} (held out)": held_out}.items():
+        if table.empty:
+            raise ValueError(
+                f"cohort: no picture with a mask in {name}; set `holdout` or another `evaluate_on`"
+            )
+    return work, held_out
+
+
+def pictures_of(
+    frames: pd.DataFrame,
+    size: int,
+    source: pd.DataFrame | None = None,
+    provenance: pd.DataFrame | None = None,
+) -> Pictures:
+    """Pictures, sector maps and labels of a frames table at (size, size), for the measures of fidelity.
+
+    Parameters
+    ----------
+    frames
+        Frames table; every row needs a mask.
+    size
+        Side in pixels.
+    source, provenance
+        For a synthetic cohort: the source's frames table, whose pictures have the sector (it does not move),
+        and the cohort's `provenance.csv`, which says whose it is. Halves then keep source patients whole.
+
+    Labels are whole; only the maps end at the sector, as a denoiser sees them.
+    """
+    from echovlsm.cohort import load_image, load_labels
+    from echovlsm.triplets import resize_image, resize_labels
+
+    images = np.stack([resize_image(load_image(row), size).numpy() for row in frames.itertuples()])
+    labels = np.stack([resize_labels(load_labels(row), size).numpy() for row in frames.itertuples()])
+    if source is None or provenance is None:
+        patients = frames["patient"].astype(str)
+        if frames["cohort"].iloc[0] in _VARIANTS_IN_NAME:
+            patients = patients.str.replace(r"_\d+$", "", regex=True)
+        return Pictures(images, source_maps(frames, size).maps, list(patients), labels)
+    keys = ["patient", "view", "phase"]
+    known = provenance.astype(dict.fromkeys(keys, str))
+    origins = frames[keys].astype(str).merge(known, on=keys, how="left", validate="1:1")
+    whose = pd.MultiIndex.from_frame(origins[[f"source_{key}" for key in keys]].set_axis(keys, axis=1))
+    rows = source.set_index(keys).loc[whose.unique()].reset_index()
+    sectors = dict(zip(whose.unique(), source_maps(rows, size).maps > 0, strict=True))
+    maps = [to_sector_map(one, sectors[key]) for one, key in zip(labels, whose, strict=True)]
+    return Pictures(images, np.stack(maps), list(origins["source_patient"]), labels)
+
+
+def denoiser_for(weights: str | Path, folder: Path, frames: pd.DataFrame | None, **settings: Any) -> Path:
+    """The folder of the denoiser to sample from: `weights`, or one of its shape trained on `frames`.
+
+    Training starts afresh at random weights, goes on if it was interrupted, and leaves `folder/sdm`.
+
+    Parameters
+    ----------
+    weights
+        Folder whose weights are used, or whose shape and prediction type are.
+    folder
+        The run's folder.
+    frames
+        Frames table whose training split is learned and whose validation split is watched; None loads.
+    settings
+        Of `echovlsm.synthesis.train.train_diffusion`.
+    """
+    import torch
+
+    from echovlsm.cohort import cohort_hash
+    from echovlsm.runs import resolve
+    from echovlsm.synthesis.train import train_diffusion
+    from echovlsm.synthesis.unet import SemanticUNet
+    from echovlsm.synthesis.weights import load_denoiser, save_denoiser
+
+    if frames is None:
+        return resolve(weights)
+    target, partial = folder / "sdm", folder / "sdm.partial"
+    if target.is_dir():
+        return target
+    shape, schedule = load_denoiser(weights)
+    torch.manual_seed(settings.get("seed", 0))
+    model, size = SemanticUNet(shape.config), shape.config.image_size
+    learn, check = (source_maps(frames[frames["split"] == split], size) for split in ("train", "val"))
+    some = slice(None, None, max(1, len(check.images) // 64))
+    history = train_diffusion(
+        model,
+        learn.images,
+        learn.maps,
+        folder / "sdm-state",
+        validation=(check.images[some], check.maps[some]),
+        prediction=schedule.config.prediction_type,
+        **{**TRAINING, **settings},
+    )
+    shutil.rmtree(partial, ignore_errors=True)
+    meta = frames.attrs["meta"]
+    source = {
+        "name": meta["name"],
+        "kind": meta["kind"],
+        "hash": cohort_hash(frames[frames["split"] == "train"]),
+    }
+    save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
+    history.to_csv(partial / "history.csv", index=False)
+    os.replace(partial, target)
+    shutil.rmtree(folder / "sdm-state")
+    return target
+
+
+def train_segmenter(
+    frames: pd.DataFrame, folder: Path, *, size: int, updates: int, seed: int, progress: bool = True
+) -> ReferenceUNet:
+    """MONAI's U-Net trained on the training split of `frames`, its epoch chosen on the validation split.
+
+    It takes `updates` optimiser steps of 16 pictures, up to whole epochs, so that cohorts of different size
+    are learned for as long. `folder` is where an interrupted training is found again; it goes in the end.
+    """
+    from echovlsm.models.reference import ReferenceUNet
+    from echovlsm.training import fit
+    from echovlsm.triplets import make_triplets
+
+    net = ReferenceUNet.fresh(size, seed=seed)
+    learn, check = (frames[frames["split"] == split] for split in ("train", "val"))
+    options = {"missing": "omit", "seed": seed}
+    train = make_triplets(learn, "P1", net, augment=True, **options)
+    validation = make_triplets(check, "P1", net, variant="0", **options)
+    epochs = max(1, round(updates * 16 / len(learn)))
+    settings = {"epochs": epochs, "batch_size": 16, "learning_rate": 3e-3, "plateau_factor": 0.3}
+    fit(net, train, validation, folder, **settings, plateau_patience=2, seed=seed, progress=progress)
+    shutil.rmtree(folder)
+    return net
+
+
+def compare_samplers(
+    model: Any,
+    schedule: Any,
+    frames: pd.DataFrame,
+    plan: Sequence[tuple[str, int]],
+    pictures: int,
+    source: Pictures,
+    features: Callable[[np.ndarray], np.ndarray],
+    *,
+    guidance: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    repeats: int = 200,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Draw from the same label maps with each sampler, time it, and measure how near it comes to the source.
+
+    Parameters
+    ----------
+    model, schedule
+        The denoiser.
+    frames
+        Frames table whose labels are perturbed and drawn; the first `pictures` of a random order.
+    plan
+        Samplers and their steps; the first is the reference.
+    source
+        Pictures that the samples are compared with, all of them.
+    features
+        From uint8 (N, H, W) to float (N, D).
+    repeats
+        Random halves of the drawn pictures, the same for all samplers. A statistic of a half varies about
+        that of all pictures as that of all varies about the truth: the sd over halves is the spread.
+
+    Returns
+    -------
+    DataFrame
+        One row a sampler: sampler, steps, evaluations of the network a picture, pictures a second, speed-up
+        over the first, and for each of `MEASURES` its value, its spread (``± ...``), and the spread of its
+        difference to the first sampler's on the same pictures (``±d ...``).
+    """
+    from tqdm import tqdm
+
+    from echovlsm.synthesis.sampling import sample
+
+    chosen = frames.sample(min(pictures, len(frames)), random_state=seed).reset_index(drop=True)
+    maps = np.stack([one.sector_map for one in perturbed_maps(chosen, 1, model.config.image_size, seed)])
+    starts = range(0, len(maps), batch_size)
+    bar = tqdm(total=sum(steps for _, steps in plan), desc="samplers", unit="step", disable=not progress)
+    distances = _Distances(source, features)
+    orders = (np.random.default_rng((seed, number)).permutation(len(maps)) for number in range(repeats))
+    halves = [order[: len(maps) // 2] for order in orders]
+    rows, spreads = [], []
+    for name, steps in plan:
+        evaluations: list[int] = []
+        clock = perf_counter()
+        drawn = [
+            sample(
+                model,
+                schedule,
+                maps[start : start + batch_size],
+                range(start, min(start + batch_size, len(maps))),
+                scheduler=name,
+                steps=steps,
+                guidance=guidance,
+                on_step=lambda counted=evaluations: counted.append(1),
+            )
+            for start in starts
+        ]
+        seconds = perf_counter() - clock
+        bar.update(steps)
+        row = {
+            "sampler": name,
+            "steps": steps,
+            "evaluations": len(evaluations) // len(starts),
+            "pictures a second": len(maps) / seconds,
+        }
+        row["speed-up"] = row["pictures a second"] / rows[0]["pictures a second"] if rows else 1.0
+        parts = distances.parts(np.concatenate(drawn), maps)
+        values = distances(parts)
+        over_halves = np.array(
+            [distances({key: part[half] for key, part in parts.items()}) for half in halves]
+        )
+        spreads.append(over_halves)
+        for column, measure in enumerate(MEASURES):
+            row[measure] = values[column]
+            row[f"± {measure}"] = over_halves[:, column].std(ddof=1)
+            row[f"±d {measure}"] = (over_halves - spreads[0])[:, column].std(ddof=1)
+        rows.append(row)
+    bar.close()
+    return pd.DataFrame(rows)
+
+
+class _Distances:
+    """The `MEASURES` between a few drawn pictures and all of the source."""
+
+    def __init__(self, source: Pictures, features: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.features = features
+        found = features(source.images)
+        self.mean, self.sd = found.mean(axis=0), found.std(axis=0) + 1e-9
+        self.source = self.parts(source.images, source.maps)
+
+    def parts(self, images: np.ndarray, maps: np.ndarray) -> dict[str, np.ndarray]:
+        """What the measures need, a row a picture."""
+        return {
+            "features": (self.features(images) - self.mean) / self.sd,
+            "spectrum": radial_spectrum(images)[1],
+            "counts": grey_counts(images, maps),
+            "snr": local_snr(images, maps, MYOCARDIUM),
+        }
+
+    def __call__(self, parts: dict[str, np.ndarray]) -> tuple[float, ...]:
+        from scipy.stats import wasserstein_distance
+
+        own, counts = self.source["counts"].sum(axis=0), parts["counts"].sum(axis=0)
+        grey = [histogram_distance(counts[value], own[value]) for value in TISSUES]
+        snr, other = (values[~np.isnan(values)] for values in (parts["snr"], self.source["snr"]))
+        spectrum = parts["spectrum"].mean(axis=0) - self.source["spectrum"].mean(axis=0)
+        return (
+            squared_mmd(parts["features"], self.source["features"]),
+            float(np.abs(spectrum).mean()),
+            float(np.nanmean(grey)),
+            float(wasserstein_distance(snr, other)) if len(snr) and len(other) else math.nan,
+        )

@@ -1,0 +1,285 @@
+"""Training of the semantic diffusion model: moving average, dropped labels, several processes, resumable.
+
+A share of the label maps is dropped, for classifier-free guidance (Ho & Salimans 2021). What a step learns
+is a function of seed and step alone, so that a killed training goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from echovlsm.synthesis.process import TRAINING_STEPS, diffusion_loss, noise_schedule, to_model
+from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
+
+HISTORY_COLUMNS: tuple[str, ...] = ("step", "loss", "val_loss", "learning_rate", "seconds")
+
+
+def train_diffusion(
+    model: SemanticUNet,
+    images: np.ndarray,
+    maps: np.ndarray,
+    folder: str | Path,
+    *,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    steps: int = 4000,
+    batch_size: int = 16,
+    learning_rate: float = 1e-4,
+    warm_up: int = 0,
+    cosine: bool = False,
+    weight_decay: float = 0.0,
+    gradient_clip: float = 1.0,
+    ema_decay: float = 0.9999,
+    label_dropout: float = 0.1,
+    prediction: str = "epsilon",
+    mixed_precision: str = "no",
+    check_every: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train `model` in place and leave the moving average of its weights in it.
+
+    Parameters
+    ----------
+    model
+        With twice the output channels its variance is learned too.
+    images, maps
+        Pictures uint8 (N, S, S) and their label maps uint8 (N, S, S) of the model's classes.
+    folder
+        Where `history.csv` and the checkpoint live; an interrupted run of the same settings found there goes
+        on from its last check and ends like an uninterrupted one.
+    validation
+        Pictures and maps whose loss is reported at each check, always at the same steps and noise.
+    steps, batch_size
+        Optimiser steps, and pictures a step over all processes.
+    learning_rate, warm_up, cosine
+        AdamW; linear warm-up over `warm_up` steps, then constant or falling to zero as a cosine.
+    ema_decay
+        Decay of the moving average (diffusers' `EMAModel`).
+    label_dropout
+        Share of the pictures that are learned without their label map.
+    mixed_precision
+        ``no``, ``fp16`` (GPU) or ``bf16``.
+
+    With several processes (Accelerate's launcher) each learns its part of every batch.
+
+    Returns
+    -------
+    DataFrame
+        One row a check: step, loss (mean since the last check), val_loss (of the averaged weights; NA without
+        `validation`), learning_rate, seconds since the last check.
+
+    Raises
+    ------
+    ConditionError
+        A label map has a class that the model does not know, or another size or count than the pictures.
+    FloatingPointError
+        The loss is not finite.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import set_seed
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
+    for name, pair in (("images, maps", (images, maps)), ("validation", validation)):
+        if pair is not None:
+            _check_pairs(model, *pair, name)
+    settings = {
+        **{"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warm_up": warm_up},
+        **{"cosine": cosine, "weight_decay": weight_decay, "gradient_clip": gradient_clip},
+        **{"ema_decay": ema_decay, "label_dropout": label_dropout, "prediction": prediction},
+        **{"mixed_precision": mixed_precision, "check_every": check_every, "seed": seed},
+        "model": str(model.config),
+        "data": hashlib.sha256(images.tobytes() + maps.tobytes()).hexdigest()[:16],
+    }
+    schedule = noise_schedule(prediction, model.config.learned_variance)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)
+    AcceleratorState._reset_state()  # else the precision is that of whatever ran before in this process
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    bare = model.to(accelerator.device, memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(bare.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    form = "cosine" if cosine else "constant_with_warmup"
+    rates = get_scheduler(form, optimiser, num_warmup_steps=warm_up, num_training_steps=steps)
+    ema = EMAModel(bare.parameters(), decay=ema_decay)
+    wrapped, optimiser = accelerator.prepare(bare, optimiser)
+    if batch_size % accelerator.num_processes:
+        raise ValueError(f"batch_size: {batch_size} is no multiple of {accelerator.num_processes} processes")
+    state = _State(folder, accelerator)
+    history = state.load(ema, rates, settings | {"processes": accelerator.num_processes})
+    done = history[-1]["step"] if history else 0
+
+    bar = tqdm(
+        total=steps, initial=done, desc="steps", disable=not progress or not accelerator.is_main_process
+    )
+    clock, total, count = time.perf_counter(), 0.0, 0
+    for step in range(done, steps):
+        wrapped.train()
+        clean, label_maps, t, noise = _draw(
+            images, maps, model.config.in_channels, batch_size, label_dropout, seed, step, accelerator
+        )
+        with accelerator.autocast():
+            losses = diffusion_loss(wrapped, schedule, clean, label_maps, t, noise)
+        optimiser.zero_grad()
+        accelerator.backward(losses.mean())
+        accelerator.clip_grad_norm_(bare.parameters(), gradient_clip)
+        optimiser.step()
+        rates.step()
+        ema.step(bare.parameters())
+        total, count = total + float(losses.detach().mean()), count + 1
+        bar.update()
+        if (step + 1) % check_every and step + 1 < steps:
+            continue
+        mean = float(accelerator.reduce(torch.tensor(total / count, device=accelerator.device), "mean"))
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                "train_diffusion: the loss is not finite; lower learning_rate or use bf16"
+            )
+        val_loss = _validate(bare, ema, schedule, validation, batch_size, accelerator)
+        seconds = time.perf_counter() - clock
+        rate = rates.get_last_lr()[0]
+        history.append(dict(zip(HISTORY_COLUMNS, (step + 1, mean, val_loss, rate, seconds), strict=True)))
+        state.save(history, ema, rates)
+        bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        clock, total, count = time.perf_counter(), 0.0, 0
+    bar.close()
+    ema.copy_to(bare.parameters())
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    AcceleratorState._reset_state()
+    bare.eval()
+    return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
+
+
+def _check_pairs(model: SemanticUNet, images: np.ndarray, maps: np.ndarray, name: str) -> None:
+    size, known = model.config.image_size, model.config.num_classes
+    if not len(images):
+        raise ConditionError(f"{name}: no picture; check the cohort and its splits")
+    if images.shape != maps.shape or images.shape[1:] != (size, size):
+        raise ConditionError(
+            f"{name}: maps {maps.shape} for pictures {images.shape}; both must be (N, {size}, {size}) here"
+        )
+    wrong = np.flatnonzero((maps >= known).reshape(len(maps), -1).any(axis=1))
+    if len(wrong):
+        raise ConditionError(
+            f"{name}: picture {wrong[0]} has class {maps[wrong[0]].max()}; the model knows 0 to {known - 1}"
+        )
+
+
+def _draw(
+    images: np.ndarray,
+    maps: np.ndarray,
+    channels: int,
+    batch_size: int,
+    dropout: float,
+    seed: int,
+    step: int,
+    accelerator: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What this process learns in a step: a function of seed, step and process, so that it repeats itself."""
+    count, process = len(images), accelerator.process_index
+    places = np.arange(step * batch_size, (step + 1) * batch_size)[process :: accelerator.num_processes]
+    epochs = {
+        epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in set(places // count)
+    }
+    picked = [epochs[place // count][place % count] for place in places]
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + process)
+    clean = to_model(images[picked], channels)
+    labels = torch.as_tensor(maps[picked]).long()
+    dropped = torch.rand(len(picked), generator=generator) < dropout
+    labels[dropped] = DROPPED
+    t = torch.randint(0, TRAINING_STEPS, (len(picked),), generator=generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    return tuple(part.to(accelerator.device) for part in (clean, labels, t, noise))
+
+
+@torch.no_grad()
+def _validate(
+    model: nn.Module, ema: Any, schedule: Any, pairs: Any, batch_size: int, accelerator: Any
+) -> float:
+    """Mean squared-error loss of the averaged weights, at evenly spread steps and fixed noise."""
+    if pairs is None or not accelerator.is_main_process:
+        return math.nan
+    images, maps = pairs
+    generator = torch.Generator().manual_seed(0)
+    model.eval()
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    total = 0.0
+    for start in range(0, len(images), batch_size):
+        clean = to_model(images[start : start + batch_size], model.config.in_channels)
+        labels = torch.as_tensor(maps[start : start + batch_size]).long()
+        t = (torch.arange(start, start + len(clean)) * TRAINING_STEPS) // len(images)
+        noise = torch.randn(clean.shape, generator=generator)
+        batch = (part.to(accelerator.device) for part in (clean, labels, t, noise))
+        with accelerator.autocast():
+            total += float(diffusion_loss(model, schedule, *batch).sum())
+    ema.restore(model.parameters())
+    return total / len(images)
+
+
+def _first_other(before: dict[str, Any], now: dict[str, Any]) -> str:
+    name = next(name for name in now if before.get(name) != now[name])
+    return f"{name} ({before.get(name)!r}, now {now[name]!r})"
+
+
+class _State:
+    """The state of a training on disk; it is replaced by a rename, so none is ever half-written."""
+
+    def __init__(self, folder: Path, accelerator: Any) -> None:
+        self.folder, self.accelerator = folder, accelerator
+
+    def load(self, ema: Any, rates: Any, settings: dict[str, Any]) -> list[dict[str, float]]:
+        """Restore weights, optimiser, average and learning rate; return the history so far."""
+        self.settings = settings
+        whole = sorted(self.folder.glob("checkpoint-*/progress.json"))
+        if not whole:
+            return []
+        saved = json.loads(whole[-1].read_text())
+        if saved["settings"] != settings:
+            raise ValueError(
+                f"{self.folder}: holds a training with another {_first_other(saved['settings'], settings)}; "
+                "name another folder, or delete this one"
+            )
+        self.accelerator.load_state(whole[-1].parent)
+        ema.load_state_dict(torch.load(whole[-1].with_name("ema.pt"), map_location="cpu", weights_only=True))
+        ema.to(self.accelerator.device)
+        rates.load_state_dict(saved["rates"])
+        return saved["history"]
+
+    def save(self, history: list[dict[str, float]], ema: Any, rates: Any) -> None:
+        """Write the state, then drop the one before it."""
+        partial = self.folder / "checkpoint.partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(partial)
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        torch.save(ema.state_dict(), partial / "ema.pt")
+        kept = {"history": history, "rates": rates.state_dict(), "settings": self.settings}
+        (partial / "progress.json").write_text(json.dumps(kept))
+        final = self.folder / f"checkpoint-{history[-1]['step']:07d}"
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for older in self.folder.glob("checkpoint-*"):
+            if older != final:
+                shutil.rmtree(older)
+        table = self.folder / "history.csv.partial"
+        pd.DataFrame(history).to_csv(table, index=False)
+        os.replace(table, self.folder / "history.csv")

@@ -1,0 +1,147 @@
+"""Weights of the semantic diffusion model on disk: our own folders, and checkpoints of the original code.
+
+A folder holds `config.json` (fields of `SemanticUNetConfig`), `model.safetensors` (the original's names) and
+diffusers' `scheduler_config.json` (schedule, prediction type, variance).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echovlsm.synthesis.process import noise_schedule
+from echovlsm.synthesis.unet import SemanticUNet, SemanticUNetConfig
+
+
+class WeightsError(ValueError):
+    """Weights or a configuration that cannot be used; the message names the file and the remedy."""
+
+
+def config_of(fields: dict[str, Any], source: str | Path = "config.json") -> SemanticUNetConfig:
+    """A configuration from the fields of a `config.json`; an unknown field or another model is refused."""
+    known = {field.name for field in dataclasses.fields(SemanticUNetConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown or fields.get("model", "SemanticDiffusionUNet") != "SemanticDiffusionUNet":
+        what = f"unknown field {unknown[0]!r}" if unknown else f"describes a {fields['model']!r}"
+        raise WeightsError(f"{source}: {what}; a SemanticDiffusionUNet has {', '.join(sorted(known))}")
+    try:
+        return SemanticUNetConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: {error}") from error
+
+
+def load_state(model: SemanticUNet, tensors: dict[str, Tensor], source: str | Path) -> SemanticUNet:
+    """Load a state dict by the original's names, also with a ``module.`` prefix; all or WeightsError."""
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(value) for value in tensors.values()):
+        raise WeightsError(f"{source}: holds more than a state dict; give the file of the (averaged) weights")
+    tensors = {key.removeprefix("module."): value.float() for key, value in tensors.items()}
+    own = model.state_dict()
+    absent = [key for key in own if key not in tensors]
+    extra = [key for key in tensors if key not in own]
+    other = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+    if absent or extra or other:
+        first = (absent + extra + other)[0]
+        raise WeightsError(
+            f"{source}: {len(absent)} tensors are missing, {len(extra)} unknown, {len(other)} of another "
+            f"shape (first: {first}); give the configuration that the weights were made with"
+        )
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def load_checkpoint(file: str | Path, config: SemanticUNetConfig) -> SemanticUNet:
+    """A network from a checkpoint of the original code: a pickled state dict, read with ``weights_only``.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing, holds more than tensors, or tensors of another shape.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such checkpoint")
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"{file}: is no plain state dict ({str(error).splitlines()[0]})") from error
+    return load_state(SemanticUNet(config), tensors, file)
+
+
+def load_denoiser(weights: str | Path) -> tuple[SemanticUNet, Any]:
+    """A trained network in eval mode and its noise schedule, from a folder of `save_denoiser`.
+
+    Raises
+    ------
+    WeightsError
+        A file is missing or broken, a field is unknown, or the tensors are of another shape.
+    """
+    from diffusers import DDPMScheduler
+    from safetensors.torch import load_file
+
+    from echovlsm.runs import resolve
+
+    folder = resolve(weights)
+    read: dict[str, Any] = {}
+    for name in ("config.json", "scheduler_config.json", "model.safetensors"):
+        file = folder / name
+        if not file.is_file():
+            raise WeightsError(f"{folder}: has no {name}; give a folder that save_denoiser wrote")
+        try:
+            read[name] = load_file(file) if name.endswith(".safetensors") else json.loads(file.read_text())
+        except Exception as error:
+            raise WeightsError(
+                f"{file}: cannot be read ({error}); fetch or train the weights again"
+            ) from error
+    config = config_of(read["config.json"], folder / "config.json")
+    model = load_state(SemanticUNet(config), read["model.safetensors"], folder / "model.safetensors")
+    schedule = DDPMScheduler.from_config(read["scheduler_config.json"])
+    if (schedule.config.variance_type == "learned_range") != config.learned_variance:
+        raise WeightsError(
+            f"{folder / 'scheduler_config.json'}: variance_type {schedule.config.variance_type!r} does not "
+            f"fit the {config.out_channels} output channels of config.json"
+        )
+    return model, schedule
+
+
+def save_denoiser(
+    model: SemanticUNet,
+    prediction: str,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    trained_on: Mapping[str, str] | None = None,
+) -> None:
+    """Write the files of a weights folder, each whole, the weights last.
+
+    `trained_on` (name, kind and hash of the training pictures) becomes `trained_on.json`, so that a reader
+    can tell whether a picture was seen in training.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    schedule = dict(noise_schedule(prediction, model.config.learned_variance).config)
+    kept = {key: value for key, value in schedule.items() if not key.startswith("_")}
+    texts = {"scheduler_config.json": kept, "config.json": dataclasses.asdict(model.config)}
+    if trained_on:
+        texts["trained_on.json"] = dict(trained_on)
+    for name, values in texts.items():
+        (folder / f"{name}.partial").write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(folder / f"{name}.partial", folder / name)
+    tensors = {key: value.to(dtype).contiguous().cpu() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors.partial")
+    os.replace(folder / "model.safetensors.partial", folder / "model.safetensors")
+
+
+def trained_on(weights: str | Path) -> dict[str, str]:
+    """Name, kind and hash of the cohort that weights were trained on; empty where the folder does not say."""
+    from echovlsm.runs import resolve
+
+    file = resolve(weights) / "trained_on.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
