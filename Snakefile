@@ -15,7 +15,15 @@ import sys
 from echovlsm import parameters, runs
 
 ROOT = Path(workflow.basedir)
-NOTEBOOKS = ("01_cohort", "03_prompts", "04_training", "05_evaluation", "06_results")
+NOTEBOOKS = (
+    "01_cohort",
+    "02_synthesis",
+    "03_prompts",
+    "04_training",
+    "05_evaluation",
+    "06_results",
+    "07_published",
+)
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
 PROFILE_FILE = f"notebooks/profiles/{PROFILE}.yaml"
@@ -35,15 +43,26 @@ CELL = runs.run_path(PROFILE, VALUES["cohort"], *(VALUES[k] for k in ("model", "
 CELL = CELL.relative_to(ROOT)
 EXECUTED = {
     "01_cohort": f"runs/{PROFILE}/{COHORT}/01_cohort/01_cohort.ipynb",
+    "02_synthesis": f"runs/{PROFILE}/{COHORT}/02_synthesis/02_synthesis.ipynb",
     "03_prompts": f"runs/{PROFILE}/{COHORT}/03_prompts/03_prompts.ipynb",
     "04_training": f"{CELL}/04_training.ipynb",
     "05_evaluation": f"{CELL}/05_evaluation.ipynb",
     "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
+    "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
 }
-# Not what only publishes: a change of the book's look trains nothing again.
-CODE = ["requirements.lock"] + [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
-# A hub id has no files here.
-WEIGHTS = [str(p) for p in sorted(runs.resolve(VALUES["weights"]).glob("*")) if p.is_file()]
+# Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
+MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
+CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
+CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER]
+
+
+def files_of(folder):
+    """The files of a weights folder; a hub id has none here."""
+    return [str(p) for p in sorted(runs.resolve(folder).glob("*")) if p.is_file()]
+
+
+WEIGHTS = files_of(VALUES["weights"])
+SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}["sdm"]
 
 
 def command(name):
@@ -95,6 +114,23 @@ rule cohort:
         command("01_cohort")
 
 
+rule synthesis:
+    input:
+        SOURCES["02_synthesis"],
+        PROFILE_FILE,
+        CODE,
+        WEIGHTS,
+        files_of(SDM),
+        EXECUTED["01_cohort"],
+    output:
+        EXECUTED["02_synthesis"],
+    threads: VALUES["threads"]
+    resources:
+        gpu=1,
+    shell:
+        command("02_synthesis")
+
+
 rule prompts:
     input:
         SOURCES["03_prompts"],
@@ -135,6 +171,20 @@ rule results:
         EXECUTED["06_results"],
     shell:
         command("06_results")
+
+
+rule published:
+    input:
+        SOURCES["07_published"],
+        PROFILE_FILE,
+        CODE,
+        CHAPTER,
+        [str(p) for p in Path("data/published").rglob("*") if p.is_file()],
+        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
+    output:
+        EXECUTED["07_published"],
+    shell:
+        command("07_published")
 
 
 rule evaluate:

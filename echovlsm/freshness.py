@@ -27,6 +27,8 @@ UNKNOWN = "not recorded"
 
 # These draw the stand-in scenes or publish; no page's numbers come from them.
 _NOT_COUNTED = {"book.py", "freshness.py", "pretraining.py", "scenes.py"}
+# These serve one chapter only: the page whose name begins with the number.
+_CHAPTERS = {"published": "07", "claims": "07"}
 
 
 class BookError(RuntimeError):
@@ -106,7 +108,7 @@ def freshness_parts(
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
-    package = sorted(path for path in (root / "echovlsm").rglob("*.py") if path.name not in _NOT_COUNTED)
+    package = [path for path in sorted((root / "echovlsm").rglob("*.py")) if _counts(path, notebook)]
     cohort, weights, results = (parameters.get(name) for name in ("cohort", "weights", "results"))
     # A page without starting weights of its own rests on those of the run that it lies in.
     folder = runs.resolve(weights, root) if weights else executed.with_name("weights") if executed else None
@@ -121,6 +123,12 @@ def freshness_parts(
         "weights": runs.weights_hash(folder) if folder and folder.is_dir() else None,
         "results": _folder_digest(runs.resolve(results, root)) if results else None,
     }
+
+
+def _counts(module: Path, notebook: Path) -> bool:
+    """Whether a page rests on a module of the package."""
+    chapter = next((number for name, number in _CHAPTERS.items() if module.stem.startswith(name)), "")
+    return module.name not in _NOT_COUNTED and notebook.stem.startswith(chapter)
 
 
 def _folder_digest(folder: Path) -> str:
