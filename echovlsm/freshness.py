@@ -238,7 +238,7 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
         executed=_when(papermill.get("end_time") or run.get("date")),
         duration=_duration(papermill.get("duration")),
         scale=str(parameters.get("scale") or run.get("scale") or scale),
-        cohort=_cohort_words(root, parameters),
+        cohort=_cohort_words(root, parameters, run),
         device=str(record.get("device") or run.get("device") or UNKNOWN),
         commit=str(record.get("commit") or run.get("commit") or UNKNOWN),
         key=str(record.get("key") or UNKNOWN),
@@ -261,9 +261,11 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def _cohort_words(root: Path, parameters: Mapping[str, Any]) -> str:
+def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """A cohort's name and kind; of a folder without `cohort.yaml` its last name, no path."""
     cohort = parameters.get("cohort")
+    if not cohort and "cohort" in run:
+        return str(run["cohort"])
     if not cohort:
         return f"as recorded in {parameters['results']}" if "results" in parameters else UNKNOWN
     folder = runs.resolve(cohort, root)

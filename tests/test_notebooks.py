@@ -187,6 +187,30 @@ def test_papermill_by_hand_stops_at_a_wrong_parameter(
     assert not [cell for cell in executed if "import matplotlib" in "".join(cell["source"])]
 
 
+def test_cris_with_adapters_trains_and_is_evaluated(study: Path) -> None:
+    """Model and encoder mode are parameters like any other; adapters end in the weights."""
+    cell = "runs/smoke/phantom-smoke/cris-P1-real-lora-seed42"
+    settings = ["-p", "model", "cris", "-p", "weights", "data/weights/cris-tiny", "-p", "encoders", "lora"]
+    for notebook in ("04_training", "05_evaluation"):
+        command = [
+            sys.executable,
+            "-m",
+            "echovlsm.execute",
+            f"notebooks/{notebook}.ipynb",
+            f"{cell}/{notebook}.ipynb",
+        ]
+        chosen = settings if notebook == "04_training" else [*settings[:3], *settings[6:]]
+        command += ["-f", "notebooks/profiles/smoke.yaml", *chosen, "-p", "threads", "1"]
+        done = subprocess.run(
+            command, cwd=study, env=_environment(study), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    scores = pd.read_parquet(study / cell / "scores.parquet")
+    assert set(scores["strategy"]) == {"zeroshot", "real"}
+    tensors = (study / cell / "weights" / "model.safetensors").read_bytes()
+    assert b"lora_" not in tensors
+
+
 def test_a_batch_run_stops_before_the_kernel_starts(project: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ipynb"
     command = [
