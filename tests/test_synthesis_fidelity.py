@@ -322,7 +322,7 @@ def test_a_set_of_the_same_distribution_is_at_the_floor(alike):
     ratio = alike["ratio"].dropna()
     assert {"speckle SNR, myocardium", "gCNR, cavity to myocardium", "power spectrum"} <= set(ratio.index)
     assert ((ratio > 0.3) & (ratio < 3)).all()
-    kernel = alike.loc["KID, given features"]
+    kernel = alike.loc["kernel distance (KID), given features"]
     assert abs(kernel["value"] - kernel["floor"]) < 3 * (kernel["spread"] + kernel["floor_spread"])
     assert alike.loc["copies of a training picture", "value"] == 0
     assert set(alike.loc[alike.index.str.startswith("nearest"), "better"]) == {"not below floor"}
@@ -336,7 +336,8 @@ def test_a_shifted_set_is_above_the_floor_by_about_its_shift(source, alike):
         assert table.loc[name, "value"] > 3 * table.loc[name, "floor"]
         # the floor is the source's own, whatever it is compared with
         assert table.loc[name, "floor"] == alike.loc[name, "floor"]
-    assert table.loc["KID, given features", "value"] > 5 * alike.loc["KID, given features", "value"]
+    kernel = "kernel distance (KID), given features"
+    assert table.loc[kernel, "value"] > 5 * alike.loc[kernel, "value"]
     # log compression turns a gain into a shift: contrast stays
     assert table.loc["gCNR, cavity to myocardium", "ratio"] < 3
 
@@ -347,7 +348,7 @@ def test_a_smoothed_set_shows_in_speckle_and_spectrum(source):
         other, images=to_grey(gaussian_filter(other.images.astype(float), (0, 1, 1)))
     )
     table = by_name(fidelity_table(smooth, source))
-    assert "KID, given features" not in table.index
+    assert "kernel distance (KID), given features" not in table.index
     for name in ("speckle SNR, myocardium", "speckle SNR, sector background", "power spectrum"):
         assert table.loc[name, "ratio"] > 5
     speckle = table.loc["speckle SNR, myocardium"]

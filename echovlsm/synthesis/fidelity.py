@@ -104,7 +104,7 @@ def fidelity_table(
 
     Nearest-neighbour and agreement rows use every picture: there `value` is of the synthetic pictures against
     the source (the training pictures) or their own labels, `floor` the same of `held_out`, or, without it, of
-    the source itself (nearest picture of another patient); `spread` is the bootstrap sd over pictures.
+    the source itself (nearest picture of another patient); `spread` is the bootstrap sd over patients.
 
     Args:
         synthetic: generated pictures and the sector maps they were drawn from.
@@ -251,7 +251,13 @@ def _measures(
     spectra = [radial_spectrum(pictures.images)[1] for pictures in pair]
     yield _Measure("power spectrum", "dB", *spectra, _spectrum_distance)
     if embedded:
-        yield _Measure("KID, given features", "1", embedded["synthetic"], embedded["source"], squared_mmd)
+        yield _Measure(
+            "kernel distance (KID), given features",
+            "1",
+            embedded["synthetic"],
+            embedded["source"],
+            squared_mmd,
+        )
 
 
 def _memory_rows(
@@ -273,8 +279,10 @@ def _memory_rows(
             other = nearest_training(points["source"], points["source"], same, metric)
             note = "floor: source pictures against those of other patients"
         median, floor = float(np.median(own.distance)), float(np.median(other.distance))
-        row = _row(name, unit, median, floor, "not below floor", _bootstrap(own.distance, np.median, seed))
-        row["floor_spread"] = _bootstrap(other.distance, np.median, seed)
+        held = "held_out" if "held_out" in sets else "source"
+        spread = _bootstrap(own.distance, sets["synthetic"].groups(), np.median, seed)
+        row = _row(name, unit, median, floor, "not below floor", spread)
+        row["floor_spread"] = _bootstrap(other.distance, sets[held].groups(), np.median, seed)
         smallest = ", ".join(f"{value:.3g}" for value in np.sort(own.distance)[:3])
         row["note"] = "; ".join(filter(None, [f"smallest: {smallest}", note]))
         yield row
@@ -294,12 +302,13 @@ def _agreement_rows(sets: dict[str, Pictures], segmenter: Segmenter, seed: int) 
         for name in ("synthetic", reference)
     }
     for structure in STRUCTURES.values():
-        own, other = (1 - dice[name][structure].dropna().to_numpy() for name in ("synthetic", reference))
+        own, other = (1 - dice[name][structure].to_numpy() for name in ("synthetic", reference))
         row = _row(f"label disagreement, {structure}", "1 - Dice", _mean(own), _mean(other))
-        row |= {"spread": _bootstrap(own, np.mean, seed), "floor_spread": _bootstrap(other, np.mean, seed)}
+        row["spread"] = _bootstrap(own, sets["synthetic"].groups(), np.nanmean, seed)
+        row["floor_spread"] = _bootstrap(other, sets[reference].groups(), np.nanmean, seed)
         if reference == "source":
             row["note"] = "floor: on source pictures, which the segmenter may have learned from"
-        if not len(own) or not len(other):
+        if np.isnan(own).all() or np.isnan(other).all():
             row["note"] = f"no picture with {structure}"
         yield row
 
@@ -347,11 +356,16 @@ def _embed(features: Features, sets: dict[str, Pictures]) -> dict[str, np.ndarra
     return {name: (values - mean) / np.where(sd > 0, sd, 1) for name, values in embedded.items()}
 
 
-def _bootstrap(values: np.ndarray, statistic: Callable[..., Any], seed: int, resamples: int = 200) -> float:
-    if len(values) < 2:
+def _bootstrap(
+    values: np.ndarray, groups: np.ndarray, statistic: Callable[..., Any], seed: int, resamples: int = 200
+) -> float:
+    """Sd of a statistic of the pictures' values when whole patients are drawn with replacement."""
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    if len(members) < 2 or np.isnan(values).all():
         return math.nan
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    return float(np.std(statistic(values[drawn], axis=1)))
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(len(members), size=len(members)) for _ in range(resamples))
+    return float(np.nanstd([statistic(values[np.concatenate([members[i] for i in who])]) for who in drawn]))
 
 
 def _mean(values: np.ndarray) -> float:

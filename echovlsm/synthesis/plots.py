@@ -13,6 +13,7 @@ from echovlsm import figures
 from echovlsm.synthesis.fidelity import Pictures, radial_spectrum, tissue_histograms
 from echovlsm.synthesis.study import MEASURES
 
+LINES: dict[str, str] = {"source": "-", "synthetic": "--"}
 COLOURS: dict[str, str] = {"source": "#000000", "synthetic": figures.STRATEGY_COLOURS["synthetic"]}
 
 
@@ -23,6 +24,7 @@ def plot_maps(maps: Sequence[np.ndarray]) -> Figure:
         figures.show_sector_map(axis, sector_map, f"perturbation {number}" if number else "source")
     outside = all(np.array_equal(maps[0] == 0, other == 0) for other in maps)
     sector = "the sector does not" if outside else "and so does the sector"
+    figures.structure_legend(figure)
     figures.heading(figure, f"A label map and its perturbations: the anatomy moves, {sector}")
     return figure
 
@@ -66,18 +68,21 @@ def plot_samples(source: Pictures, samples: np.ndarray) -> Figure:
 
 def plot_fidelity(sets: Mapping[str, Pictures], report: pd.DataFrame) -> Figure:
     """Grey levels of each tissue and the power spectrum, source against synthetic."""
-    figure, axes = plt.subplots(1, 5, figsize=(12.5, 2.9))
+    figure, grid = plt.subplots(2, 3, figsize=(9, 5))
+    axes = grid.ravel()[[0, 1, 2, 3, 4]]
+    grid.ravel()[5].axis("off")
     for name, colour in COLOURS.items():
         edges, histograms = tissue_histograms(sets[name].images, sets[name].maps)
         for axis, (tissue, values) in zip(axes, histograms.items(), strict=False):
-            axis.stairs(values, edges, color=colour, label=name)
+            axis.stairs(values, edges, color=colour, label=name, linestyle=LINES[name])
             axis.set(xlabel="grey level", yticks=[])
             axis.set_title(figures.SHORT_NAMES.get(tissue, tissue), fontweight="normal")
         frequencies, power = radial_spectrum(sets[name].images)
-        axes[-1].plot(frequencies * sets[name].images.shape[1], power.mean(axis=0), color=colour)
-    axes[-1].set(xlabel="cycles a picture", ylabel="dB")
+        cycles = frequencies * sets[name].images.shape[1]
+        axes[-1].plot(cycles, power.mean(axis=0), color=colour, linestyle=LINES[name])
+    axes[-1].set(xlabel="cycles per picture", ylabel="dB")
     axes[-1].set_title("power spectrum", fontweight="normal")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+    grid.ravel()[5].legend(*axes[0].get_legend_handles_labels(), loc="center")
     rows = report[report["measure"].str.startswith("grey")].set_index("measure")
     worst = rows["value"].idxmax()
     tissue = worst.removeprefix("grey levels, ")
@@ -89,32 +94,38 @@ def plot_fidelity(sets: Mapping[str, Pictures], report: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_samplers(trials: pd.DataFrame) -> Figure:
-    """Each sampler's distance to the source against its time; the band is the first one's spread."""
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(13, 3.5))
+def plot_samplers(trials: pd.DataFrame, drew: tuple[str, int] | None = None) -> Figure:
+    """Each sampler's distance to the source against its time; the band is the first one's spread.
+
+    `drew`: sampler and steps that drew the cohort, marked by a star.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 5.6))
     first = trials.iloc[0]
-    for axis, name in zip(axes, MEASURES, strict=True):
+    for axis, name in zip(axes.ravel(), MEASURES, strict=True):
         value, spread = first[name], first[f"± {name}"]
         axis.axhspan(value - spread, value + spread, color="#E6E6E6")
         for sampler, group in trials.groupby("sampler", sort=False):
             group = group.sort_values("steps")
-            seconds = 1 / group["pictures a second"]
-            colour = figures.SAMPLER_COLOURS[str(sampler)]
-            axis.errorbar(seconds, group[name], group[f"± {name}"], color=colour, marker="o", label=sampler)
+            seconds, colour = 1 / group["pictures a second"], figures.SAMPLER_COLOURS[str(sampler)]
+            axis.errorbar(seconds, group[name], group[f"± {name}"], color=colour, linewidth=1, label=sampler)
             for x, y, steps in zip(seconds, group[name], group["steps"], strict=True):
-                axis.annotate(
-                    f"{steps}", (x, y), (4, 4), textcoords="offset points", fontsize=8, color=colour
+                marker = "*" if (sampler, steps) == drew else "o"
+                fill = "white" if steps <= 10 else colour
+                axis.plot(
+                    x, y, marker, color=colour, markerfacecolor=fill, markersize=9 if marker == "*" else 6
                 )
-        axis.set(xscale="log", xlabel="seconds a picture")
+        axis.annotate(f"{first['steps']} steps", (1 / first["pictures a second"], value), (-8, 6),
+                      textcoords="offset points", fontsize=8, ha="right")  # fmt: skip
+        axis.set(xscale="log", xlabel="seconds per picture", ylabel="distance to the source")
         axis.set_title(name, fontweight="normal")
-    axes[0].set_ylabel("distance to the source")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     table = solver_against_ancestral(trials)
-    fast, good = chosen_solver(trials), int(table["no farther off"].sum())
+    fast, good = chosen_solver(trials), int(table["not measurably farther"].sum())
     figures.heading(
         figure,
-        f"{fast['sampler']}, {fast['steps']} steps: {fast['speed-up']:.0f} times as fast as "
-        f"{first['sampler']}, {first['steps']} steps, and no farther off in {good} of {len(table)} measures",
+        f"{fast['sampler']} in {fast['steps']} steps: {fast['speed-up']:.0f} times as fast as "
+        f"{first['sampler']} in {first['steps']},\n"
+        f"and not measurably farther off in {good} of {len(table)} measures",
     )
     return figure
 
@@ -129,28 +140,30 @@ def chosen_solver(trials: pd.DataFrame, name: str = "sde-dpm-solver++") -> pd.Se
 def solver_against_ancestral(trials: pd.DataFrame, name: str = "sde-dpm-solver++") -> pd.DataFrame:
     """A fast solver beside the first sampler, on the same label maps.
 
-    "No farther off": its distance is not greater by more than the spread of the difference.
+    "Not measurably farther": its distance is not greater by more than the spread of the difference.
     """
     first, fast = trials.iloc[0], chosen_solver(trials, name)
     slow, quick = (f"{row['sampler']}, {row['steps']} steps" for row in (first, fast))
     table = pd.DataFrame({slow: first[list(MEASURES)], quick: fast[list(MEASURES)]}).astype(float)
     table["difference"] = table[quick] - table[slow]
     table["spread of the difference"] = [float(fast[f"±d {measure}"]) for measure in MEASURES]
-    table["no farther off"] = table["difference"] <= table["spread of the difference"]
+    table["not measurably farther"] = table["difference"] <= table["spread of the difference"]
     return table
 
 
-def plot_worst(pictures: Pictures, found: np.ndarray, agreement: pd.Series, count: int = 6) -> Figure:
-    """The pictures in which a segmenter misses a structure most; `agreement` is each picture's least Dice."""
+def plot_worst(pictures: Pictures, found: np.ndarray, dice: pd.DataFrame, count: int = 6) -> Figure:
+    """The pictures in which a segmenter misses a structure most; `dice` is what `label_agreement` gives."""
     figure, axes = plt.subplots(1, count, figsize=(12, 2.9))
     for axis in axes:
         axis.axis("off")
-    for axis, index in zip(axes, agreement.nsmallest(count).index, strict=False):
-        figures.show_picture(axis, pictures.images[index], f"Dice {agreement[index]:.2f}")
+    least = dice.min(axis=1)
+    for axis, index in zip(axes, least.nsmallest(count).index, strict=False):
+        missed = figures.SHORT_NAMES[dice.loc[index].idxmin()]
+        figures.show_picture(axis, pictures.images[index], f"{missed}: Dice {least[index]:.2f}")
         figures.outline_labels(axis, pictures.labels[index])
         figures.outline_labels(axis, found[index], dashed=True)
     figures.structure_legend(figure, {"drawn from": "-", "found": "--"})
-    low = (agreement < 0.5).mean()
+    low = (least < 0.5).mean()
     figures.heading(
         figure, f"{low:.1%} of the synthetic pictures lose a structure (Dice below 0.5): the worst"
     )

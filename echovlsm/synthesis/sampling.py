@@ -242,7 +242,7 @@ def sample_cohort(
             "seed": seed,
             "parameters": {**{k: v for k, v in settings.items() if k != "seed"}, "seconds": _seconds(work)},
         }
-        write_cohort(root, _rows(work, batches, chosen, conditions, settings), meta, overwrite=overwrite)
+        write_cohort(root, _rows(work, batches, chosen, settings), meta, overwrite=overwrite)
         shutil.rmtree(work)
     return root
 
@@ -257,16 +257,14 @@ def ensure_cohort(root: str | Path, frames: pd.DataFrame, weights: str | Path, *
     from echovlsm.runs import resolve
 
     root = resolve(root)
+    asked = _settings(frames, weights, **options)[1]
     if root.exists():
         meta = read_cohort(root).attrs["meta"]
         if meta.get("kind") != "synthetic" or "weights" not in (meta.get("parameters") or {}):
             raise CohortError(f"{root}: holds a {meta.get('kind')} cohort; name another folder to draw into")
-        asked = _settings(frames, weights, **options)[1]
         made = {**meta["parameters"], "seed": meta.get("seed")}
         if {key: made.get(key) for key in asked} == asked:
             return False
-    else:
-        asked = _settings(frames, weights, **options)[1]
     # What an interrupted call with other settings left is of no use any more.
     work = _work_folder(root)
     if (work / "settings.json").is_file() and json.loads((work / "settings.json").read_text()) != asked:
@@ -377,7 +375,7 @@ def _save_batch(
 
 
 def _rows(
-    work: Path, batches: range, chosen: pd.DataFrame, conditions: Any, settings: dict[str, Any]
+    work: Path, batches: range, chosen: pd.DataFrame, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The cohort's frames, one after the other."""
     source = chosen.attrs.get("meta", {}).get("name")
