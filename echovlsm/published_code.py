@@ -99,7 +99,8 @@ def one_channel_loss(seed: int = 0) -> pd.DataFrame:
     target = (torch.rand(2, 1, 16, 16, generator=generator) > 0.5).float()
     loss = DiceCELoss(lambda_dice=1.0, lambda_ce=0.2)
     rows = []
-    for version, method in (("1.2.0: softmax over the channel", loss.ce), (monai.__version__, loss.bce)):
+    installed = f"MONAI {monai.__version__}"
+    for version, method in (("as in MONAI 1.2.0 (softmax over the channel)", loss.ce), (installed, loss.bce)):
         probabilities = logits.sigmoid()
         dice, entropy = loss.dice(probabilities, target), method(probabilities, target)
         (gradient,) = torch.autograd.grad(entropy, logits, allow_unused=True, retain_graph=True)
@@ -110,7 +111,7 @@ def one_channel_loss(seed: int = 0) -> pd.DataFrame:
             )
         rows.append(
             {
-                "version": f"MONAI {version}",
+                "version": version,
                 "dice": dice.item(),
                 "cross_entropy": abs(entropy.item()),
                 "gradient": 0.0 if gradient is None else gradient.abs().max().item(),

@@ -41,7 +41,8 @@ def plot_gains(comparisons: pd.DataFrame, limit: float, test: str = GAIN) -> Fig
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     up = cells["difference"] > 0
     clear = (up & (cells["p_patient_holm"] < 0.05)).sum()
-    figures.heading(figure, f"{test}: higher in {up.sum()} of {len(cells)} cells, significantly in {clear}")
+    told = f"{test}, prompts with words: higher in {up.sum()} of {len(cells)} cells, significantly in {clear}"
+    figures.heading(figure, told)
     return figure
 
 
@@ -72,9 +73,13 @@ def plot_groups(comparisons: pd.DataFrame) -> Figure:
     for model, (marker, offset) in _LOOKS.items():
         fill = "#333333" if offset < 0 else "white"
         axes[0].plot([], [], marker, color="#333333", mfc=fill, label=model)
-    figure.legend(loc="outside right upper", fontsize=8)
-    worst = groups.loc[groups["difference"].idxmin()]
-    figures.heading(figure, f"Without real pictures {worst['model']} loses most at the {worst['level']}")
+    figure.legend(loc="outside right center", fontsize=8)
+    axes[1].set_xlabel("difference, points of Dice (other scale)")
+    gain = groups.loc[groups["test"] == GAIN, "difference"].max()
+    without = groups[groups["test"] != GAIN]
+    worst = without.loc[without["difference"].idxmin()]
+    lost = f"{worst['model']} loses {-worst['difference']:.1f} at the {worst['level']}"
+    figures.heading(figure, f"Pretraining gains at most {gain:.1f} points; without real pictures {lost}")
     return figure
 
 
@@ -99,7 +104,8 @@ def plot_two_trainings(spread: pd.DataFrame, claimed: float) -> Figure:
     axes.axvline(0, color="#333333", linewidth=0.8)
     label = "two CLIPSeg trainings (settings may differ), “unfrozen” − “frozen”, points of Dice"
     axes.set(xlabel=label, ylim=(-0.5, len(order) - 0.5))
-    axes.set(yticks=range(len(order)), yticklabels=order)
+    names = [name.replace("synth-PT:real-FT", "PT-FT") for name in order]
+    axes.set(yticks=range(len(order)), yticklabels=names)
     figure.legend(loc="outside right upper", fontsize=8)
     compared = twice.loc[twice["strategy"] != "synthetic", "difference"].abs()
     larger = f"{(compared > claimed).sum()} of {len(compared)}"

@@ -76,8 +76,15 @@ def given(test: str) -> tuple[float, float]:
 
 
 def format_p(p: float) -> str:
-    """A p-value in two digits; one at the floor of the draws as an upper bound."""
-    return f"≤ {FLOOR:.0e}" if p <= FLOOR * (1 + 1e-6) else f"{p:.1e}"
+    """A p-value of `_DRAWS` draws: `show_p`, and one at the floor of the draws as an upper bound."""
+    return f"≤ {FLOOR:.0e}" if p <= FLOOR * (1 + 1e-6) else show_p(p)
+
+
+def show_p(p: float) -> str:
+    """A p-value in two digits, below 0.001 with an exponent; empty where there is none."""
+    if np.isnan(p):
+        return ""
+    return f"{p:.1e}" if p < 1e-3 else f"{p:.2g}"
 
 
 def check_cells(scores: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def test_the_ledger_has_every_claim(recorded: dict[str, pd.DataFrame]) -> None:
     assert set(ledger["id"]) == set(claims.EVIDENCE)
     assert set(ledger["verdict"]) <= set(claims.VERDICTS)
     # a claim that can be checked has a number of its own, and one that does not simply hold has a reason
-    can = ledger["verdict"] != "cannot be checked"
+    can = ~ledger["verdict"].isin(["cannot be checked", "not a finding"])
     assert (ledger.loc[can, "recomputed"] != "").all()
     assert (ledger.loc[ledger["verdict"] != "holds", "reason"] != "").all()
 
@@ -75,6 +75,25 @@ def test_verdicts_change_with_the_evidence(recorded: dict[str, pd.DataFrame]) ->
     assert of(spread=steady, headline=head)["pretraining-headline"] == "holds"
     lost = recorded["gains"].assign(mean=recorded["gains"]["mean"] - 0.3)
     assert of(gains=lost)["augmenting-improves"] == "does not hold"
+
+
+def test_the_limit_of_one_cell_decides_nothing_about_means(recorded: dict[str, pd.DataFrame]) -> None:
+    wide = recorded["spread"].copy()
+    wide["difference"] *= 100.0 ** (wide["model"] == "CLIPSeg")
+    before, after = (
+        claims.ledger({**recorded, "spread": spread}).set_index("id") for spread in (recorded["spread"], wide)
+    )
+    for name in ("augmenting-improves", "good-starting-point", "unfreezing-cris"):
+        assert before.loc[name, "verdict"] == "holds weakly"
+        assert after.loc[name, "recomputed":"reason"].equals(before.loc[name, "recomputed":"reason"])
+        assert "limit" not in before.loc[name, "reason"]
+
+
+def test_proposals_are_no_findings(recorded: dict[str, pd.DataFrame]) -> None:
+    rows = claims.ledger(recorded).set_index("id")
+    expected = {"closer-to-augmentation", "future-joint-training", "future-triplets"}
+    assert set(rows.index[rows["verdict"] == "not a finding"]) == expected
+    assert all(f"**{word}**" in claims.RULE for word in claims.VERDICTS)
 
 
 def test_what_did_not_take_place_is_neither_borne_out_nor_refuted(recorded: dict[str, pd.DataFrame]) -> None:

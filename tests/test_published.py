@@ -15,7 +15,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from echovlsm import STRUCTURES, published, published_code, published_runs, published_statistics
+from echovlsm import (
+    STRUCTURES,
+    published,
+    published_code,
+    published_runs,
+    published_statistics,
+    published_tables,
+)
 from echovlsm.published import MASK, PublishedError
 
 
@@ -342,6 +349,43 @@ def test_holm_within_groups_counts_every_row_of_a_test() -> None:
 def test_a_p_value_at_the_floor_of_the_draws_is_a_bound() -> None:
     assert published_statistics.format_p(published_statistics.FLOOR) == "≤ 1e-04"
     assert published_statistics.format_p(2 * published_statistics.FLOOR) == "2.0e-04"
+    shown = [published_statistics.show_p(p) for p in (0.00713, 0.78, 1.0, 1.8e-15, float("nan"))]
+    assert shown == ["0.0071", "0.78", "1", "1.8e-15", ""]
+
+
+def test_tables_for_readers_have_words_and_keep_numbers() -> None:
+    table = pd.DataFrame(
+        {"strategy": ["synth-PT:real-FT", "real"], "same": [True, False], "low": [1.0, 0.0], "n": [1, 0]}
+    )
+    shown = published_tables.readable(table, {"n": "masks"})
+    assert list(shown) == ["strategy", "agrees", "95 % low", "masks"]
+    assert shown["strategy"].tolist() == ["PT-FT", "real"]
+    assert shown["agrees"].tolist() == ["yes", "no"]
+    assert shown["95 % low"].tolist() == [1.0, 0.0]
+    assert table["same"].tolist() == [True, False]
+
+
+def test_the_two_tests_are_told_with_the_papers_own_contradiction() -> None:
+    head = published.load_results()[0]["headline"]
+    text = published_tables.headline_text(head)
+    assert "its own Table 2 gives 91.39 − 91.03 = +0.36" in text
+    assert "CRIS with P5 (synthetic) against CRIS with P2 (real)" in text
+    assert "but only from one-sided tests; two-sided ones are twice as large." in text
+    # a p-value that does not come out again takes the sentence with it
+    other = head.assign(same=head["same"] & (head["test"] == "synthetic vs real"))
+    assert published_tables.headline_text(other).endswith("1 of 2 p-values come out again.")
+
+
+def test_what_survives_follows_the_evidence() -> None:
+    recorded = published.load_results()[0]
+    before = published_tables.survival(recorded)
+    assert before.loc["significantly in the other direction", "PT-FT vs real"] == "2"
+    chance = recorded["comparisons"].assign(p_patient_holm=0.4, p_max=0.4)
+    after = published_tables.survival({**recorded, "comparisons": chance})
+    assert not after.iloc[1:3].astype(bool).any(axis=None)
+    assert (after.loc["of these significant"] == "0").all()
+    assert "CLIPSeg" in published_tables.empty_prompt_lost(recorded["comparisons"])
+    assert published_tables.empty_prompt_lost(chance) == "no model significantly lower"
 
 
 def test_the_union_of_true_masks_has_the_dice_of_geometry() -> None:
