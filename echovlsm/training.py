@@ -7,9 +7,7 @@ continues from the last whole epoch and, with the same thread count, ends with t
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from echovlsm.checkpoints import Checkpoints
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
@@ -236,38 +235,23 @@ class _Checkpoint:
 
     def __init__(self, folder: Path, accelerator) -> None:
         self.folder, self.accelerator = folder, accelerator
+        self.states = Checkpoints(folder, accelerator)
         self.best = folder / "best.safetensors"
 
     def load(self, plateau) -> tuple[list[dict], float, int]:
         """Restore model, optimiser, random numbers and plateau; return history, mark and stale count."""
-        whole = sorted(self.folder.glob("checkpoint-*/progress.json"))
-        if not whole:
+        found = self.states.saved()
+        if found is None:
             return [], -1.0, 0
-        saved = json.loads(whole[-1].read_text())
-        self.accelerator.load_state(whole[-1].parent)
+        saved, folder = found
+        self.accelerator.load_state(folder)
         plateau.load_state_dict(saved["plateau"])
         return saved["history"], saved["mark"], saved["stale"]
 
     def save(self, history: list[dict], mark: float, stale: int, plateau) -> None:
         """Write the state after an epoch, then drop the state before it."""
-        partial = self.folder / "checkpoint.partial"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(partial)
-        if not self.accelerator.is_main_process:
-            return
         state = {"history": history, "mark": mark, "stale": stale, "plateau": plateau.state_dict()}
-        (partial / "progress.json").write_text(json.dumps(state))
-        final = self.folder / f"checkpoint-{len(history):04d}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for older in self.folder.glob("checkpoint-*"):
-            if older != final:
-                shutil.rmtree(older)
-        table = self.folder / "history.csv.partial"
-        pd.DataFrame(history).to_csv(table, index=False)
-        os.replace(table, self.folder / "history.csv")
+        self.states.save(state, len(history))
 
     def save_best(self, model: nn.Module) -> None:
         """Keep the weights of the best epoch so far."""

@@ -7,10 +7,7 @@ is a function of seed and step alone, so that a killed training goes on as if no
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from echovlsm.checkpoints import Checkpoints
 from echovlsm.synthesis.process import TRAINING_STEPS, diffusion_loss, noise_schedule, to_model
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
 
@@ -238,48 +236,31 @@ def _first_other(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 class _State:
-    """The state of a training on disk; it is replaced by a rename, so none is ever half-written."""
+    """The state of a training on disk, with the moving average and what must be equal to go on."""
 
     def __init__(self, folder: Path, accelerator: Any) -> None:
         self.folder, self.accelerator = folder, accelerator
+        self.states = Checkpoints(folder, accelerator)
 
     def load(self, ema: Any, rates: Any, settings: dict[str, Any]) -> list[dict[str, float]]:
         """Restore weights, optimiser, average and learning rate; return the history so far."""
         self.settings = settings
-        whole = sorted(self.folder.glob("checkpoint-*/progress.json"))
-        if not whole:
+        found = self.states.saved()
+        if found is None:
             return []
-        saved = json.loads(whole[-1].read_text())
+        saved, folder = found
         if saved["settings"] != settings:
             raise ValueError(
                 f"{self.folder}: holds a training with another {_first_other(saved['settings'], settings)}; "
                 "name another folder, or delete this one"
             )
-        self.accelerator.load_state(whole[-1].parent)
-        ema.load_state_dict(torch.load(whole[-1].with_name("ema.pt"), map_location="cpu", weights_only=True))
+        self.accelerator.load_state(folder)
+        ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))
         ema.to(self.accelerator.device)
         rates.load_state_dict(saved["rates"])
         return saved["history"]
 
     def save(self, history: list[dict[str, float]], ema: Any, rates: Any) -> None:
         """Write the state, then drop the one before it."""
-        partial = self.folder / "checkpoint.partial"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(partial)
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        torch.save(ema.state_dict(), partial / "ema.pt")
         kept = {"history": history, "rates": rates.state_dict(), "settings": self.settings}
-        (partial / "progress.json").write_text(json.dumps(kept))
-        final = self.folder / f"checkpoint-{history[-1]['step']:07d}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for older in self.folder.glob("checkpoint-*"):
-            if older != final:
-                shutil.rmtree(older)
-        table = self.folder / "history.csv.partial"
-        pd.DataFrame(history).to_csv(table, index=False)
-        os.replace(table, self.folder / "history.csv")
+        self.states.save(kept, history[-1]["step"], lambda to: torch.save(ema.state_dict(), to / "ema.pt"))
