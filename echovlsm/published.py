@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -275,47 +274,6 @@ def _read_metrics(path: Path) -> pd.DataFrame:
 
 
 # -- whose pictures these are -------------------------------------------------------------------------------
-
-
-def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
-    """Old testing number to patient of the public release: the i-th is the i-th of the testing subgroup.
-
-    The old release numbers its testing patients 1-50 again; the public one gives all 500 one numbering. How
-    the correspondence was established: each published score tells the true area of its mask, and the areas
-    of old testing patient i agree best with those of the i-th listed patient. That is an earlier finding,
-    stated with the data that this study was built on and not computed here: for all 50 a mean difference
-    (share of the picture) below 0.003, the next best patient above 0.0036.
-    `published_runs.check_identity` does it again where the testing pictures are. The map itself is computed
-    from the list, not typed.
-
-    Args:
-        root: the public release (or its folder `database_split`); only `subgroup_testing.txt` is read.
-
-    Returns:
-        Series of str, index `legacy_test_patient` (`patient0001`...), name `patient`.
-
-    Raises:
-        PublishedError: the list is absent or not of 50 different patients.
-    """
-    folder = Path(root).expanduser()
-    path = next(
-        (p for p in (folder, folder / "database_split", folder.parent / "database_split")
-         if (p / "subgroup_testing.txt").is_file()),
-        None,
-    )  # fmt: skip
-    if path is None:
-        raise PublishedError(
-            f"root: {folder} has no database_split/subgroup_testing.txt; give the folder of the public CAMUS "
-            "release (in notebook 07 the parameter `camus`)"
-        )
-    names = (path / "subgroup_testing.txt").read_text().split()
-    if len(set(names)) != 50 or not all(re.fullmatch(r"patient\d{4}", name) for name in names):
-        raise PublishedError(
-            f"root: {path / 'subgroup_testing.txt'} lists {len(set(names))} patients, not CAMUS's 50; "
-            "restore it from the download"
-        )
-    index = pd.Index([f"patient{i:04d}" for i in range(1, 51)], name="legacy_test_patient")
-    return pd.Series(names, index=index, name="patient")
 
 
 def true_areas(scores: pd.DataFrame) -> pd.Series:

@@ -1,7 +1,7 @@
 """Our runs beside the authors', picture by picture: whose pictures these are, and paired comparisons.
 
 The authors scored CAMUS's 50 testing patients under the old release's numbers. With
-`published.legacy_testing_map` a run of ours, scored on the public release's testing subgroup at 512 x 512,
+`cohort.legacy_testing_map` a run of ours, scored on the public release's testing subgroup at 512 x 512,
 can be compared with theirs on the same 600 masks.
 """
 

@@ -270,7 +270,8 @@ def _digest(row, load_image, load_labels) -> str:
 
 
 def test_written_cohort_is_read_back(tmp_path) -> None:
-    cohort = pytest.importorskip("echovlsm.cohort")
+    from echovlsm import cohort
+
     big = phantom.write_phantom_cohort(
         tmp_path / "big", 10, seed=5, size=64, splits=(0.5, 0.2, 0.3), progress=False
     )

@@ -17,6 +17,7 @@ from conftest import ROOT
 
 from echovlsm import (
     STRUCTURES,
+    cohort,
     published,
     published_code,
     published_runs,
@@ -517,24 +518,21 @@ def write_list(folder: Path, names: list[str]) -> Path:
 
 def test_the_ith_old_testing_patient_is_the_ith_listed(tmp_path: Path) -> None:
     names = [f"patient{i:04d}" for i in range(27, 427, 8)]
-    mapping = published.legacy_testing_map(write_list(tmp_path, names))
+    mapping = cohort.legacy_testing_map(write_list(tmp_path, names))
     assert list(mapping) == names
     assert (mapping.index[0], mapping.index[-1]) == ("patient0001", "patient0050")
     assert mapping["patient0003"] == "patient0043"
 
 
 def test_a_shortened_list_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PublishedError, match=r"root: .*subgroup_testing.txt; give the folder"):
-        published.legacy_testing_map(tmp_path)
+    with pytest.raises(cohort.CohortError, match=r"root: .*subgroup_testing.txt; give the folder"):
+        cohort.legacy_testing_map(tmp_path)
     write_list(tmp_path, [f"patient{i:04d}" for i in range(1, 50)])
-    with pytest.raises(PublishedError, match="lists 49 patients"):
-        published.legacy_testing_map(tmp_path)
+    with pytest.raises(cohort.CohortError, match="lists 49 patients"):
+        cohort.legacy_testing_map(tmp_path)
 
 
-def test_the_map_belongs_to_the_cohort_too() -> None:
-    from echovlsm import cohort
-
-    assert cohort.legacy_testing_map is published.legacy_testing_map
+def test_the_map_is_offered_with_the_cohorts() -> None:
     assert "legacy_testing_map" in cohort.__all__
 
 
