@@ -203,7 +203,7 @@ def record_freshness(
         # a later change of the profile changes these, and makes the page stale
         "from_profile": sorted(name for name, value in parameters.items() if profile.get(name, ...) == value),
         "commit": runs.commit(),
-        "device": device or run.get("device") or runs.device_name(),
+        "device": device or run.get("device") or _device(parameters),
         "packages": run.get("packages") or runs.package_versions(),
     }
     target = _record_path(executed)
@@ -211,6 +211,13 @@ def record_freshness(
     partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
     os.replace(partial, target)
     return target
+
+
+def _device(parameters: Mapping[str, Any]) -> str:
+    """The device in words; torch, which takes seconds to import, is asked only where there may be a GPU."""
+    if any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return runs.device_name()
+    return runs.cpu_name(parameters.get("threads"))
 
 
 def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:

@@ -19,12 +19,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from echovlsm.parameters import check_parameters
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
@@ -97,8 +99,12 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return cpu_name(torch.get_num_threads())
+
+
+def cpu_name(threads: int | None) -> str:
+    """The processor with its number of threads, where that is known."""
+    return "CPU" if not threads else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_memory() -> float:
