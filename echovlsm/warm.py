@@ -67,17 +67,17 @@ def possible() -> bool:
     return sys.platform == "linux" and not any(Path(node).exists() for node in _GPU)
 
 
-def start() -> subprocess.Popen[bytes] | None:
+def start(libraries: Sequence[str] = LIBRARIES) -> subprocess.Popen[bytes] | None:
     """Start the warm process and say so in this process's environment; keep what it returns.
 
-    It ends when what is returned is dropped or its `stdin` closed, and with the calling process. None where
+    It imports `libraries`. It ends when what is returned is dropped or its `stdin` closed, and with the calling process. None where
     warm starts are not possible.
     """
     if not possible():
         return None
     path = Path(tempfile.mkdtemp(prefix="echovlsm-"), "warm")
     os.environ[SOCKET] = str(path)
-    command = [sys.executable, "-m", "echovlsm.warm", str(path)]
+    command = [sys.executable, "-m", "echovlsm.warm", str(path), *libraries]
     # Figures go into the notebook, and Arrow's allocator gets no thread.
     settings = {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -112,12 +112,12 @@ def delegate(arguments: Sequence[str]) -> int | None:
     return status[0] if status else 1
 
 
-def serve(path: str) -> int:
+def serve(path: str, libraries: Sequence[str]) -> int:
     """Import, listen, and fork a worker for each connection, until stdin is closed."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(256)  # whoever connects before the imports are through waits for them
-        for name in LIBRARIES:
+        for name in libraries:
             importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:
             print("warm starts: a library started a thread on import; starting cold", file=sys.stderr)
@@ -193,15 +193,17 @@ def _become_kernel(receive: int) -> int:
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
-    import numpy as np
-    import torch
     from ipykernel.kernelapp import IPKernelApp
 
-    np.random.seed()  # otherwise every kernel would begin with the parent's numbers
-    with contextlib.suppress(KeyError, ValueError):
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.argv = ["ipykernel_launcher", *job["arguments"]]
-    IPKernelApp.launch_instance(argv=job["arguments"])
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # otherwise every kernel would begin with the parent's numbers
+    if "torch" in sys.modules:
+        with contextlib.suppress(KeyError, ValueError):
+            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # The application read its parent's id from the environment when it was imported, long ago.
+    arguments = [*job["arguments"], f"--IPKernelApp.parent_handle={os.getppid()}"]
+    sys.argv = ["ipykernel_launcher", *arguments]
+    IPKernelApp.launch_instance(argv=arguments)
     return 0
 
 
@@ -269,4 +271,7 @@ def kernel_options() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1]))
+    # By its name, or `echovlsm.execute` would look into another copy of this module.
+    from echovlsm import warm
+
+    sys.exit(warm.serve(sys.argv[1], sys.argv[2:]))
