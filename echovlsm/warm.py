@@ -269,4 +269,7 @@ def kernel_options() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1]))
+    # By its name, or `echovlsm.execute` would look into another copy of this module.
+    from echovlsm import warm
+
+    sys.exit(warm.serve(sys.argv[1]))
