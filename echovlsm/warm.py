@@ -200,8 +200,11 @@ def _become_kernel(receive: int) -> int:
     np.random.seed()  # otherwise every kernel would begin with the parent's numbers
     with contextlib.suppress(KeyError, ValueError):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.argv = ["ipykernel_launcher", *job["arguments"]]
-    IPKernelApp.launch_instance(argv=job["arguments"])
+    # ipykernel read the parent's number when it was imported: without it, the kernel would outlive the parent
+    parent = f"--IPKernelApp.parent_handle={job['environment']['JPY_PARENT_PID']}"
+    arguments = [*job["arguments"], parent]
+    sys.argv = ["ipykernel_launcher", *arguments]
+    IPKernelApp.launch_instance(argv=arguments)
     return 0
 
 
