@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -100,6 +101,20 @@ def device_name() -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def peak_memory() -> float:
+    """The most memory that this process has held so far, GiB; that of the accelerator where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
 def code_hash() -> str:
     """Short sha256 of the package's modules that numbers depend on (not those that only draw or publish)."""
     folder = Path(__file__).parent
@@ -113,6 +128,8 @@ def code_hash() -> str:
 
 def weights_hash(weights: str | Path) -> str:
     """Short sha256 of a weights folder's tensors and config; for a hub id, the id itself."""
+    if not str(weights):
+        return "random"
     folder = resolve(weights)
     if not folder.is_dir():
         return f"hub:{weights}"
@@ -255,7 +272,8 @@ class RunFolder:
 
     def finish(self, **results: Any) -> None:
         """Mark the run as complete and add `results` to `run.yaml`."""
-        self.write_yaml("run.yaml", {**self.record, **results, "status": "complete"})
+        memory = {"peak_memory_gib": peak_memory()}
+        self.write_yaml("run.yaml", {**self.record, **results, **memory, "status": "complete"})
 
     def evaluation_suffix(self, settings: Mapping[str, Any]) -> str:
         """Empty for the run's first way of scoring; for any other a name that keeps its results apart."""
