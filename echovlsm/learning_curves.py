@@ -1,8 +1,6 @@
 """When does synthetic data help? Dice against the number of real patients, with and without pretraining.
 
-    python -m echovlsm.learning_curves --cohort /path/to/CAMUS_public --install data/results/camus
-
-Every run starts from the same weights, or from what these became on synthetic cohorts, and takes the same
+`echovlsm.real_study` is the command. Every run starts from the same weights, or from what these became on synthetic cohorts, and takes the same
 number of optimiser steps on the pictures of a few real patients. The learning rate falls to zero over those
 steps and the last weights are scored: nothing is chosen on annotated pictures that the few patients would not
 have had. The patients of a seed are nested: its 25 hold its 5. A pretraining is made once and shared.
@@ -17,17 +15,15 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
 from torch import Tensor, nn
 
-from echovlsm import runs
+from echovlsm import STRUCTURES, runs
 
 if TYPE_CHECKING:
     from echovlsm.triplets import Triplets
@@ -35,7 +31,7 @@ if TYPE_CHECKING:
 NONE = "none"
 """Name of the runs without pretraining."""
 
-TESTED_IMAGES = 2
+LOOK_EVERY = 2
 """While training, every second patient is looked at; in the end all are scored."""
 
 
@@ -100,20 +96,6 @@ def all_runs(names: Sequence[str], sizes: Sequence[int], seeds: Sequence[int]) -
     starts = [Run(name, 0, seeds[0]) for name in names if name == NONE or 0 not in sizes]
     grid = [Run(name, size, seed) for seed in seeds for size in sizes for name in names]
     return list(dict.fromkeys([*starts, *grid]))
-
-
-def nested_patients(patients: Sequence[str], count: int, seed: int) -> list[str]:
-    """The first `count` of the patients in a random order that the seed alone decides.
-
-    Raises
-    ------
-    CurveError
-        There are not that many.
-    """
-    if not 0 < count <= len(patients):
-        raise CurveError(f"sizes: {count} patients asked for; there are {len(patients)} to learn from")
-    order = np.random.default_rng((seed, 77)).permutation(np.sort(np.asarray(patients, dtype=str)))
-    return [str(name) for name in order[:count]]
 
 
 class Study:
@@ -202,6 +184,8 @@ class Study:
 
     def run(self, one: Run) -> dict[str, Any]:
         """Train and score one run and write its file; one that is there is read."""
+        from echovlsm.strategies import limit_patients
+
         file = self.folder / one.file
         if file.is_file():
             return json.loads(file.read_text())
@@ -213,10 +197,9 @@ class Study:
         chosen: list[str] = []
         if one.patients:
             runs.set_up(0, one.seed)
-            chosen = nested_patients(self.patients, one.patients, one.seed)
-            few = self.pool[self.pool["patient"].isin(chosen)].reset_index(drop=True)
-            few.attrs["meta"] = self.meta
-            some = self.scored["patient"].isin(sorted(self.scored["patient"].unique())[::TESTED_IMAGES])
+            few = limit_patients(self.pool, {"train": one.patients}, one.seed)
+            chosen = sorted(few["patient"].unique())
+            some = self.scored["patient"].isin(sorted(self.scored["patient"].unique())[::LOOK_EVERY])
             rows = np.flatnonzero(some.to_numpy())
 
             def look(step: int) -> None:
@@ -260,8 +243,6 @@ class Study:
 
     def tables(self, wanted: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Scores (one row a mask) and curves (one row a look) of the runs that are there."""
-        from echovlsm import STRUCTURES
-
         scores, curves = [], []
         names = self.scored[["patient", "view", "phase"]]
         for one in wanted:
@@ -377,102 +358,3 @@ def _write(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text + "\n")
     os.replace(partial, file)
-
-
-def _numbers(text: str, name: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise CurveError(f"{name}: {text!r} is no list of whole numbers such as 5,25,100") from error
-
-
-def main(
-    cohort: Annotated[str, typer.Option(help="cohort of real patients")] = "data/cohorts/camus",
-    sdm: Annotated[str, typer.Option(help="synthetic cohort drawn by diffusion; empty: none")] = (
-        "data/cohorts/synthetic-camus"
-    ),
-    phantom: Annotated[str, typer.Option(help="phantom cohort; empty: none")] = "data/cohorts/phantom-demo",
-    both: Annotated[bool, typer.Option(help="also pretrain on both together")] = True,
-    sizes: Annotated[
-        str, typer.Option(help="numbers of patients; the largest may be `all`")
-    ] = "5,25,100,all",
-    seeds: Annotated[str, typer.Option(help="seeds of patients, order and augmentation")] = "0,1,2",
-    steps: Annotated[int, typer.Option(help="optimiser steps on real pictures")] = 240,
-    pretraining_steps: Annotated[int, typer.Option(help="optimiser steps on synthetic pictures")] = 400,
-    image_size: Annotated[int, typer.Option(help="side in pixels; 0: that of the weights")] = 0,
-    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/camus/curves"),
-    minutes: Annotated[float, typer.Option(help="start no further run after this; 0: no limit")] = 0,
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
-    install: Annotated[Path | None, typer.Option(help="put tables and record into this folder")] = None,
-) -> None:
-    """Train and score every run that is missing."""
-    named = {"sdm": [sdm] if sdm else [], "phantom": [phantom] if phantom else []}
-    if both and sdm and phantom:
-        named["both"] = [sdm, phantom]
-    plan = Plan(
-        cohort,
-        {name: paths for name, paths in named.items() if paths},
-        image_size=image_size,
-        steps=steps,
-        pretraining_steps=pretraining_steps,
-    )
-    torch.set_num_threads(threads)
-    study = Study(plan, out)
-    counts = _numbers(sizes.replace("all", str(len(study.patients))), "sizes")
-    wanted = all_runs([NONE, *plan.pretraining], counts, _numbers(seeds, "seeds"))
-    clock = time.perf_counter()
-    for number, one in enumerate(wanted, start=1):
-        if (study.folder / one.file).is_file():
-            continue
-        if minutes and time.perf_counter() - clock > 60 * minutes:
-            typer.echo(f"{len(wanted) - number + 1} runs are left; the same command goes on")
-            break
-        record = study.run(one)
-        mean = float(np.mean(record["dice"]))
-        typer.echo(f"{number}/{len(wanted)} {one.file}: Dice {mean:.3f}, {record['seconds']:.0f} s")
-    if install:
-        typer.echo(f"written to {put_on_record(study, wanted, runs.resolve(install))}")
-
-
-def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
-    """Write scores, curves and a record of how they came about; no pictures, no weights."""
-    import resource
-
-    scores, curves = study.tables(wanted)
-    made = [one for one in wanted if (study.folder / one.file).is_file()]
-    seconds = [json.loads((study.folder / one.file).read_text())["seconds"] for one in made]
-    trained = study.folder.glob("pretrained-*/training.json")
-    pretraining = {
-        file.parent.name.removeprefix("pretrained-"): round(json.loads(file.read_text())["seconds"] / 60, 1)
-        for file in trained
-    }
-    record = runs.RunFolder(folder / "curves")
-    record.write_table("scores.parquet", scores)
-    record.write_table("curves.csv", curves)
-    plan = {key: value for key, value in asdict(study.plan).items() if key not in ("cohort", "pretraining")}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    values = {
-        "status": "complete" if len(made) == len(wanted) else "partial",
-        "runs": len(made),
-        "cohort": study.meta["name"],
-        "kind": study.meta["kind"],
-        "scale": "demo",
-        "parameters": plan | {"looks": list(plan["looks"])},
-        "pretraining": study.made_from["pretraining"],
-        "pool_patients": len(study.patients),
-        "data_hash": study.made_from["data_hash"],
-        "weights_hash": study.made_from["weights_hash"],
-        "minutes": round(sum(seconds) / 60, 1),
-        "pretraining_minutes": pretraining,
-        "peak_memory_gib": round(peak, 2),
-        "commit": runs.commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": runs.device_name(),
-        "packages": runs.package_versions(),
-    }
-    record.write_yaml("run.yaml", values)
-    return record.path
-
-
-if __name__ == "__main__":
-    typer.run(main)

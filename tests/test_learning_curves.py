@@ -45,16 +45,6 @@ def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study(plan, tmp_path_factory.mktemp("curves"))
 
 
-def test_patients_are_nested_and_the_seed_decides() -> None:
-    names = [f"patient{number:04d}" for number in range(20)]
-    five, ten = (nested_patients(names, count, seed=1) for count in (5, 10))
-    assert ten[:5] == five
-    assert nested_patients(names[::-1], 5, seed=1) == five
-    assert nested_patients(names, 5, seed=2) != five
-    with pytest.raises(CurveError, match="there are 20"):
-        nested_patients(names, 21, seed=1)
-
-
 def test_a_study_cut_short_is_a_whole_grid_of_fewer_seeds() -> None:
     found = all_runs([NONE, "sdm"], [5, 25], [0, 1])
     assert found[:2] == [Run(NONE, 0, 0), Run("sdm", 0, 0)]
@@ -66,6 +56,8 @@ def test_held_out_and_scored_patients_are_never_learned(study: Study) -> None:
     assert set(study.pool["split"]) == {"train"}
     assert not set(study.patients) & set(study.scored["patient"])
     assert len(study.patients) == 2  # of three, one is held out
+    with pytest.raises(StrategyError, match="3 patients of 2"):
+        study.run(Run(NONE, 3, 0))
 
 
 def test_a_run_repeats_itself_and_is_kept(study: Study, plan: Plan, tmp_path: Path, monkeypatch) -> None:
