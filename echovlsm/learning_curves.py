@@ -1,9 +1,10 @@
 """When does synthetic data help? Dice against the number of real patients, with and without pretraining.
 
-`echovlsm.real_study` is the command. Every run starts from the same weights, or from what these became on synthetic cohorts, and takes the same
-number of optimiser steps on the pictures of a few real patients. The learning rate falls to zero over those
-steps and the last weights are scored: nothing is chosen on annotated pictures that the few patients would not
-have had. The patients of a seed are nested: its 25 hold its 5. A pretraining is made once and shared.
+`echovlsm.real_study` is the command. Every run starts from the same weights, or from what these became on
+synthetic cohorts, and takes the same number of optimiser steps on the pictures of a few real patients. The
+learning rate falls to zero over those steps and the last weights are scored: nothing is chosen on annotated
+pictures that the few patients would not have had. The patients of a seed are nested: its 25 hold its 5. A
+pretraining is made once and shared.
 
 The finished runs are files of their own, so a killed study goes on where it was.
 """
@@ -104,7 +105,7 @@ class Study:
     Raises
     ------
     CurveError
-        The folder holds runs of another plan, data, weights or code.
+        The folder holds runs of another plan, other data or other weights.
     """
 
     def __init__(self, plan: Plan, folder: str | Path) -> None:

@@ -2,8 +2,8 @@
 
     python -m echovlsm.real_study --cohort /path/to/CAMUS_public --install data/results/camus
 
-trains and scores every run of the grid that is not there yet and writes the tables that notebook 09 shows. The
-synthetic cohort of the diffusion model is notebook 02's, the phantom cohort notebook 01's.
+trains and scores every run of the grid that is not there yet and writes the tables that notebook 09 shows.
+The synthetic cohort of the diffusion model is notebook 02's, the phantom cohort notebook 01's.
 """
 
 from __future__ import annotations

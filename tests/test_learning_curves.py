@@ -19,9 +19,9 @@ from echovlsm.learning_curves import (
     Run,
     Study,
     all_runs,
-    nested_patients,
-    put_on_record,
 )
+from echovlsm.real_study import put_on_record
+from echovlsm.strategies import StrategyError
 
 
 @pytest.fixture(scope="module")
