@@ -43,6 +43,7 @@ _SCALE_NOTES = {
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
     "full": "**Full scale.**",
 }
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
 
@@ -175,8 +176,10 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
         if cell.cell_type == "code":
             if any(output.output_type == "error" for output in cell.outputs):
                 raise BookError(f"{fact.page}: cell {number} ended with an error; execute the notebook again")
-            cell.outputs = [output for output in map(_tidy, cell.outputs) if output is not None]
             tags = cell.metadata.get("tags", [])
+            live = "remove-output" in tags
+            cell.outputs = [] if live else [output for output in map(_tidy, cell.outputs) if output]
+            _set_alt(cell)
             if "injected-parameters" in tags:
                 shown = [tag for tag in tags if not tag.startswith(("remove-", "hide-"))]
                 cell.metadata["tags"] = [*shown, "hide-input"]
@@ -186,6 +189,9 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
                 }
         cell.metadata.pop("papermill", None)
     notebook.metadata.pop("papermill", None)  # holds paths of the machine that executed
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    if not any(_WIDGET in output.get("data", {}) for output in outputs):
+        notebook.metadata.pop("widgets", None)  # the state of widgets that the page does not show
 
     note = _box(f"scale-note scale-{fact.scale}", _SCALE_NOTES.get(fact.scale, f"**Scale {fact.scale}.**"))
     if fact.state == "not executed":
@@ -200,6 +206,18 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
     notebook.cells.append(new_markdown_cell(_box("freshness", fact.line), id="freshness"))
 
 
+def _set_alt(cell: Any) -> None:
+    """Give a cell's pictures the text that `figures.describe` left with them."""
+    texts = [
+        values["alt"]
+        for output in cell.outputs
+        for values in list(output.get("metadata", {}).values())[:1]
+        if isinstance(values, Mapping) and "alt" in values
+    ]
+    if texts:
+        cell.metadata.setdefault("mystnb", {})["image"] = {"alt": " ".join(dict.fromkeys(texts))}
+
+
 def _tidy(output: Any) -> Any:
     """An output without progress bars and with the theme's tables; None where nothing is left."""
     if output.output_type == "stream":
@@ -207,7 +225,7 @@ def _tidy(output: Any) -> Any:
         output.text = "\n".join(lines)
         return output if output.text.strip() else None
     data = output.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data and _PROGRESS.search(data.get("text/plain", "")):
+    if _WIDGET in data and _PROGRESS.search(data.get("text/plain", "")):
         return None
     if "text/html" in data:  # the theme styles tables of this class only; a pandas Styler does not set it
         data["text/html"] = data["text/html"].replace('<table id="T_', '<table class="dataframe" id="T_')
