@@ -21,9 +21,10 @@ from echovlsm import SPLITS
 SCALES: tuple[str, ...] = ("smoke", "demo", "full")
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
-    "model": ("clipseg", "cris"),
+    "model": ("clipseg", "cris", "unet"),
     "prompt": tuple(f"P{level}" for level in range(8)),
     "encoders": ("frozen", "unfrozen", "lora"),
+    "strategy": ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint"),
     "cohort_split": ("official", "paper"),
     "evaluate_on": SPLITS,
     "variant": ("random", "0", "1"),

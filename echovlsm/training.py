@@ -7,6 +7,7 @@ continues from the last whole epoch and, with the same thread count, ends with t
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,13 @@ from echovlsm.checkpoints import Checkpoints
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
+
+
+SCHEDULES: tuple[str, ...] = ("plateau", "cosine")
+"""How the learning rate falls; see `fit`."""
+
+WARM_UP = 0.03
+"""Share of the steps in which the rate of a cosine schedule rises."""
 
 
 class EpochSampler(Sampler[int]):
@@ -56,6 +64,13 @@ def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
     return DiceCELoss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
 
 
+def cosine_rate(share: float, peak: float) -> float:
+    """Learning rate after `share` (0-1) of all steps: a linear rise to `peak`, then half a cosine to zero."""
+    if share < WARM_UP:
+        return peak * share / WARM_UP
+    return peak * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+
+
 def fit(
     model: nn.Module,
     triplets: Triplets,
@@ -69,6 +84,7 @@ def fit(
     dice_weight: float = 1.0,
     ce_weight: float = 0.25,
     gradient_clip: float = 0.5,
+    schedule: str = "plateau",
     plateau_factor: float = 0.1,
     plateau_patience: int = 5,
     patience: int = 20,
@@ -91,8 +107,12 @@ def fit(
         run continues.
     epochs, patience, min_delta
         At most `epochs`; stop when the validation Dice has not risen by `min_delta` for `patience` epochs.
+    schedule
+        ``plateau``, or ``cosine``: step by step from `learning_rate` to zero over `epochs`, after a short
+        rise.
     plateau_factor, plateau_patience
-        Learning rate times `plateau_factor` when the validation Dice stalls for `plateau_patience` epochs.
+        Of ``plateau``: learning rate times `plateau_factor` when the validation Dice stalls for
+        `plateau_patience` epochs.
     mixed_precision
         ``no``, ``fp16`` (GPU) or ``bf16``; one process cannot change it between two calls.
 
@@ -107,10 +127,14 @@ def fit(
     ------
     FloatingPointError
         The training loss is not finite.
+    ValueError
+        `schedule` is not one of `SCHEDULES`.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
@@ -148,9 +172,18 @@ def fit(
         triplets.start_epoch(epoch)
         sampler.start_epoch(epoch)
         rate = optimiser.param_groups[0]["lr"]
-        train_loss = _train_epoch(accelerator, model, bare, training, optimiser, loss, gradient_clip, bar)
+        rates = None
+        if schedule == "cosine":
+            # a function of the step alone, so that a resumed run needs to remember nothing
+            steps, before = epochs * len(training), (epoch - 1) * len(training)
+            rates = [cosine_rate((before + step + 1) / steps, learning_rate) for step in range(len(training))]
+            rate = max(rates)
+        train_loss = _train_epoch(
+            accelerator, model, bare, training, optimiser, loss, gradient_clip, bar, rates
+        )
         val_loss, val_dice = _check_epoch(accelerator, model, bare, checking, loss)
-        plateau.step(val_dice)
+        if schedule == "plateau":
+            plateau.step(val_dice)
         seconds = time.perf_counter() - clock
         history.append(
             dict(zip(HISTORY_COLUMNS, (epoch, train_loss, val_loss, val_dice, rate, seconds), strict=True))
@@ -177,10 +210,15 @@ def _loss_and_logits(
     return loss(logits.reshape(flat), batch["masks"].reshape(flat)), logits
 
 
-def _train_epoch(accelerator, model, bare, batches, optimiser, loss, gradient_clip, bar) -> float:
+def _train_epoch(
+    accelerator, model, bare, batches, optimiser, loss, gradient_clip, bar, rates: list[float] | None
+) -> float:
     model.train()
     total, count = 0.0, 0
     for number, batch in enumerate(batches, start=1):
+        if rates:
+            for group in optimiser.param_groups:
+                group["lr"] = rates[number - 1]
         value, _ = _loss_and_logits(model, bare, batch, loss)
         optimiser.zero_grad()
         accelerator.backward(value)

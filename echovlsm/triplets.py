@@ -193,12 +193,7 @@ def make_triplets(
 
     Shapes are read off the masks where the level names them.
     """
-    from echovlsm.prompts import attributes_of, make_prompts
-    from echovlsm.shapes import name_shapes
-
-    synthetic = frames.attrs.get("meta", {}).get("kind") == "synthetic"
-    shapes = name_shapes(frames, missing=missing) if "shape" in attributes_of(level, synthetic) else None
-    prompts = make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))
+    prompts = prompts_for(frames, level, missing)
     return Triplets(
         frames,
         prompts,
@@ -209,6 +204,16 @@ def make_triplets(
         augment=augment,
         progress=progress,
     )
+
+
+def prompts_for(frames: pd.DataFrame, level: str, missing: str = "error") -> pd.DataFrame:
+    """Prompts table of one level for a cohort's frames; shapes are read off the masks where it names them."""
+    from echovlsm.prompts import attributes_of, make_prompts
+    from echovlsm.shapes import name_shapes
+
+    synthetic = frames.attrs.get("meta", {}).get("kind") == "synthetic"
+    shapes = name_shapes(frames, missing=missing) if "shape" in attributes_of(level, synthetic) else None
+    return make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))
 
 
 def hold_out(frames: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:

@@ -25,7 +25,7 @@ class ModelError(ValueError):
     """A model name, weights folder or input that cannot be used; the message names it and the remedy."""
 
 
-def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg | CRIS:
+def load(name: str, weights: str | Path, encoders: str = "unfrozen", image_size: int = 0) -> CLIPSeg | CRIS:
     """Load a vision-language segmentation model.
 
     Parameters
@@ -39,11 +39,14 @@ def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg 
     encoders
         ``frozen`` trains what follows the encoders only; ``unfrozen`` trains the encoders too; ``lora``
         gives them low-rank adapters to train (`echovlsm.models.adapters`).
+    image_size
+        Side in pixels of the pictures to work with, which `save_pretrained` keeps; 0 for the weights' own
+        (`echovlsm.models.sizes`).
 
     Raises
     ------
     ModelError
-        Unknown name or encoder mode, or weights that are not there.
+        Unknown name or encoder mode, weights that are not there, or a size that does not fit the model.
     """
     if name not in MODELS:
         raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(MODELS)}")
@@ -52,11 +55,17 @@ def load(name: str, weights: str | Path, encoders: str = "unfrozen") -> CLIPSeg 
     if encoders == "lora":
         from echovlsm.models.adapters import add_lora
 
-        return add_lora(load(name, weights, "frozen"))
+        return add_lora(load(name, weights, "frozen", image_size))
     if name == "cris":
         from echovlsm.models.cris import CRIS
 
-        return CRIS.from_pretrained(weights, encoders=encoders)
-    from echovlsm.models.clipseg import CLIPSeg
+        model = CRIS.from_pretrained(weights, encoders=encoders)
+    else:
+        from echovlsm.models.clipseg import CLIPSeg
 
-    return CLIPSeg.from_pretrained(weights, encoders=encoders)
+        model = CLIPSeg.from_pretrained(weights, encoders=encoders)
+    if image_size == 0:
+        return model
+    from echovlsm.models.sizes import resize_input
+
+    return resize_input(model, image_size)

@@ -116,10 +116,16 @@ def pictures_of(
     return Pictures(images, np.stack(maps), list(origins["source_patient"]), labels)
 
 
-def denoiser_for(weights: str | Path, folder: Path, frames: pd.DataFrame | None, **settings: Any) -> Path:
+STARTS: tuple[str, ...] = ("random", "weights")
+"""What a training of the denoiser starts from."""
+
+
+def denoiser_for(
+    weights: str | Path, folder: Path, frames: pd.DataFrame | None, start: str = "random", **settings: Any
+) -> Path:
     """The folder of the denoiser to sample from: `weights`, or one of its shape trained on `frames`.
 
-    Training starts afresh at random weights, goes on if it was interrupted, and leaves `folder/sdm`.
+    Training goes on if it was interrupted, and leaves `folder/sdm`.
 
     Parameters
     ----------
@@ -129,8 +135,16 @@ def denoiser_for(weights: str | Path, folder: Path, frames: pd.DataFrame | None,
         The run's folder.
     frames
         Frames table whose training split is learned and whose validation split is watched; None loads.
+    start
+        ``random``, or ``weights``: go on from those of `weights`, which is cheaper; `trained_on.json` then
+        says so.
     settings
         Of `echovlsm.synthesis.train.train_diffusion`.
+
+    Raises
+    ------
+    ValueError
+        `start` is not one of `STARTS`.
     """
     import torch
 
@@ -138,8 +152,10 @@ def denoiser_for(weights: str | Path, folder: Path, frames: pd.DataFrame | None,
     from echovlsm.runs import resolve
     from echovlsm.synthesis.train import train_diffusion
     from echovlsm.synthesis.unet import SemanticUNet
-    from echovlsm.synthesis.weights import load_denoiser, save_denoiser
+    from echovlsm.synthesis.weights import load_denoiser, save_denoiser, trained_on
 
+    if start not in STARTS:
+        raise ValueError(f"sdm_start: {start!r} is not known; choose one of {', '.join(STARTS)}")
     if frames is None:
         return resolve(weights)
     target, partial = folder / "sdm", folder / "sdm.partial"
@@ -147,7 +163,7 @@ def denoiser_for(weights: str | Path, folder: Path, frames: pd.DataFrame | None,
         return target
     shape, schedule = load_denoiser(weights)
     torch.manual_seed(settings.get("seed", 0))
-    model, size = SemanticUNet(shape.config), shape.config.image_size
+    model, size = shape if start == "weights" else SemanticUNet(shape.config), shape.config.image_size
     learn, check = (source_maps(frames[frames["split"] == split], size) for split in ("train", "val"))
     some = slice(None, None, max(1, len(check.images) // 64))
     history = train_diffusion(
@@ -166,6 +182,8 @@ def denoiser_for(weights: str | Path, folder: Path, frames: pd.DataFrame | None,
         "kind": meta["kind"],
         "hash": cohort_hash(frames[frames["split"] == "train"]),
     }
+    if start == "weights":
+        source |= {f"before_{key}": value for key, value in trained_on(weights).items()}
     save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
     history.to_csv(partial / "history.csv", index=False)
     os.replace(partial, target)
