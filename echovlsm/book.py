@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from echovlsm import runs
+from echovlsm import book_tables, runs
 from echovlsm.freshness import (
     UNKNOWN,
     BookError,
@@ -35,15 +35,14 @@ from echovlsm.freshness import (
 
 __all__ = ["BookError", "PageFacts", "build", "notebook_pages", "record_freshness", "stage", "toc_pages"]
 
-STATUS_MARK = "<!-- generated: status -->"
-"""Where the status page gets its tables."""
-
 _SCALE_NOTES = {
     "smoke": "**Smoke scale.** A test of the machinery that takes seconds. Its numbers mean nothing.",
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
     "full": "**Full scale.**",
 }
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+# The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
+_FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
 
@@ -138,7 +137,8 @@ def stage(
         )
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(root / "book", out / "book", ignore=shutil.ignore_patterns(".*", "_generated"))
-    for name in ("_config.yml", "_toc.yml"):
+    shutil.copytree(root / "cluster", out / "cluster")
+    for name in ("_config.yml", "_toc.yml", "CITATION.cff"):
         shutil.copy(root / name, out / name)
 
     cohort_digest.cache_clear()
@@ -155,10 +155,13 @@ def stage(
         (out / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / f"{page}.ipynb")
         facts.append(fact)
+    tables = {
+        "status": lambda: _status_tables(root, facts),
+        "questions": lambda: book_tables.questions(root, pages),
+        "groups": lambda: book_tables.groups(root),
+    }
     for page in (page for page in toc_pages(root) if page not in pages):
-        text = (root / f"{page}.md").read_text()
-        if STATUS_MARK in text:
-            text = text.replace(STATUS_MARK, _status_tables(root, facts))
+        text = book_tables.fill((root / f"{page}.md").read_text(), tables, page)
         line = prose_line(root, root / f"{page}.md")
         (out / f"{page}.md").write_text(f"{text.rstrip()}\n\n{_box('freshness', line)}\n")
     return facts
@@ -297,6 +300,8 @@ def build(
     absent = [page for page in ["index", *toc_pages(root)] if not (built / f"{page}.html").is_file()]
     if absent:
         raise BookError(f"Jupyter Book ended well, but made no page of {', '.join(absent)}; see {log}")
+    for page in built.rglob("*.html"):
+        page.write_text(_FONT_PRELOAD.sub("", page.read_text()))
     html.parent.mkdir(exist_ok=True)
     os.replace(built, html)
     shutil.rmtree(work)
