@@ -13,16 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from echovlsm.parameters import (
-    ParameterError,
-    check_values,
-    notebook_parameters,
-    parameters_for,
-    read_profile,
-)
-from echovlsm.runs import project_root, resolve
+from echovlsm import warm
 
 
 def execute(
@@ -46,9 +37,12 @@ def execute(
     papermill.PapermillExecutionError
         A cell failed.
     """
+    _without_uri_grammar()
     import papermill
 
-    from echovlsm.book import record_freshness
+    from echovlsm.freshness import record_freshness
+    from echovlsm.parameters import check_values, notebook_parameters
+    from echovlsm.runs import project_root, resolve
 
     notebook, out = resolve(notebook), resolve(out)
     check_values(parameters, notebook_parameters(notebook), notebook.name)
@@ -61,14 +55,32 @@ def execute(
         cwd=str(project_root()),
         progress_bar=progress,
         kernel_name="python3",
+        **warm.kernel_options(),
     )
     os.replace(partial, out)
     record_freshness(out, notebook)
     return out
 
 
+def _without_uri_grammar() -> None:
+    """Leave out an optional part of jsonschema, which nbformat imports: a grammar that takes seconds to build."""
+    if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # what Python takes for "not installed"
+        import jsonschema  # noqa: F401
+
+        del sys.modules["rfc3987_syntax"]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
+    status = warm.delegate(sys.argv[1:] if arguments is None else arguments)
+    if status is not None:
+        return status
+    _without_uri_grammar()
+    import yaml
+
+    from echovlsm.parameters import ParameterError, parameters_for, read_profile
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -26,9 +26,11 @@ from echovlsm.parameters import notebook_defaults, read_profile
 UNKNOWN = "not recorded"
 
 # These draw the stand-in scenes or publish; no page's numbers come from them.
-_NOT_COUNTED = {"book.py", "book_tables.py", "freshness.py", "pretraining.py", "scenes.py"}
+_NOT_COUNTED = {
+    *("book.py", "book_assets.py", "book_tables.py", "freshness.py", "pretraining.py", "scenes.py", "warm.py")
+}
 # These serve one chapter only: the page whose name begins with the number.
-_CHAPTERS = {"published": "07", "claims": "07", "explorer": "08"}
+_CHAPTERS = {"published": "07", "claims": "07", "grid": "06", "explorer": "08"}
 
 
 class BookError(RuntimeError):
@@ -203,7 +205,7 @@ def record_freshness(
         # a later change of the profile changes these, and makes the page stale
         "from_profile": sorted(name for name, value in parameters.items() if profile.get(name, ...) == value),
         "commit": runs.commit(),
-        "device": device or run.get("device") or runs.device_name(),
+        "device": device or run.get("device") or _device(parameters),
         "packages": run.get("packages") or runs.package_versions(),
     }
     target = _record_path(executed)
@@ -211,6 +213,13 @@ def record_freshness(
     partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
     os.replace(partial, target)
     return target
+
+
+def _device(parameters: Mapping[str, Any]) -> str:
+    """The device in words; torch, which takes seconds to import, is asked only where there may be a GPU."""
+    if any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return runs.device_name()
+    return runs.cpu_name(parameters.get("threads"))
 
 
 def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:

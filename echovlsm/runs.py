@@ -14,29 +14,26 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from echovlsm.parameters import check_parameters
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
 _NOT_COUNTED = {
-    "book",
-    "book_tables",
-    "execute",
-    "figures",
-    "freshness",
-    "parameters",
-    "pretraining",
-    "runs",
-    "scenes",
+    *("book", "book_assets", "book_tables", "execute", "figures", "freshness", "grid", "grid_figures"),
+    *("parameters", "pretraining", "runs", "scenes", "warm"),
 }
 # These chapters train nothing, and nothing that is trained reads them: the published scores, the explorer.
 _CHAPTER = ("published", "claims", "explorer")
@@ -106,8 +103,26 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return cpu_name(torch.get_num_threads())
+
+
+def cpu_name(threads: int | None) -> str:
+    """The processor with its number of threads, where that is known."""
+    return "CPU" if not threads else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, GiB; that of the accelerator where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def code_hash() -> str:
@@ -123,6 +138,8 @@ def code_hash() -> str:
 
 def weights_hash(weights: str | Path) -> str:
     """Short sha256 of a weights folder's tensors and config; for a hub id, the id itself."""
+    if not str(weights):
+        return "random"
     folder = resolve(weights)
     if not folder.is_dir():
         return f"hub:{weights}"
@@ -159,6 +176,12 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = resolve(path)
+        self._opened = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this object was made, for a run's own account of its time."""
+        return round(time.perf_counter() - self._opened, 2)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -264,8 +287,9 @@ class RunFolder:
         return self.record
 
     def finish(self, **results: Any) -> None:
-        """Mark the run as complete and add `results` to `run.yaml`."""
-        self.write_yaml("run.yaml", {**self.record, **results, "status": "complete"})
+        """Mark the run as complete and add `results`, time and peak memory to `run.yaml`."""
+        spent = {"peak_memory_gib": peak_memory(), "seconds": self.seconds}
+        self.write_yaml("run.yaml", {**self.record, **spent, **results, "status": "complete"})
 
     def evaluation_suffix(self, settings: Mapping[str, Any]) -> str:
         """Empty for the run's first way of scoring; for any other a name that keeps its results apart."""

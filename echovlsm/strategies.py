@@ -37,8 +37,8 @@ SOURCE_WORDS: dict[str, str] = {"real": "Real picture.", "synthetic": "Synthetic
 
 _LEARNED: tuple[str, ...] = (
     *("model", "encoders", "prompt", "variant", "missing", "augment", "epochs", "batch_size"),
-    *("learning_rate", "weight_decay", "dice_weight", "ce_weight", "plateau_factor", "plateau_patience"),
-    *("patience", "mixed_precision", "seed", "image_size"),
+    *("learning_rate", "weight_decay", "dice_weight", "ce_weight", "schedule", "plateau_factor"),
+    *("plateau_patience", "patience", "mixed_precision", "seed", "image_size"),
 )
 """Parameters that decide what a run on given pictures and weights learns."""
 
@@ -73,7 +73,7 @@ def limit_patients(frames: pd.DataFrame, limits: Mapping[str, int], seed: int) -
             continue
         patients = np.sort(frames.loc[frames["split"] == split, "patient"].unique())
         if not 0 < count <= len(patients):
-            raise StrategyError(f"{split}: {count} patients asked for, {len(patients)} are there; 0 takes all")
+            raise StrategyError(f"{split}: {count} patients of {len(patients)} cannot be taken; 0 takes all")
         drawn = np.random.default_rng((seed, number)).permutation(patients)[:count]
         keep &= (frames["split"] != split) | frames["patient"].isin(drawn)
     return frames[keep].reset_index(drop=True)
@@ -82,14 +82,14 @@ def limit_patients(frames: pd.DataFrame, limits: Mapping[str, int], seed: int) -
 def read_target(parameters: Mapping[str, Any]) -> pd.DataFrame:
     """Frames of the target cohort as a training notebook's parameters ask for them.
 
-    Of `parameters` are read: `cohort, cohort_split, holdout, patients, val_patients, seed`.
+    Of `parameters` are read: `cohort, cohort_split, holdout, train_patients, val_patients, seed`.
     """
     from echovlsm.triplets import hold_out
 
     folder = resolve(parameters["cohort"])
     frames = read_cohort(folder, split=parameters["cohort_split"])
     frames = hold_out(frames, parameters["holdout"], parameters["seed"])
-    limits = {"train": parameters["patients"], "val": parameters["val_patients"]}
+    limits = {"train": parameters["train_patients"], "val": parameters["val_patients"]}
     return limit_patients(frames, limits, parameters["seed"])
 
 
@@ -116,7 +116,7 @@ def needs_synthetic(strategy: str) -> bool:
 
 
 def has_no_quality(frames: pd.DataFrame) -> bool:
-    """Whether a cohort's highest prompt level is P6, as for synthetic ones, whose pictures have no quality."""
+    """Whether a cohort is synthetic: its pictures have no quality, so that its highest level is P6."""
     return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
 
 
@@ -174,7 +174,7 @@ def strategy_triplets(
 
     if strategy == "synthetic" and synthetic_level(level, sources) != level:
         raise StrategyError(
-            f"prompt: a synthetic cohort has no {level}, as its pictures have no quality; take P6 (P5 + shape)"
+            f"prompt: a synthetic cohort has no {level}: its pictures have no quality; take P6 (P5 + shape)"
         )
     if strategy == "joint":
         parts = [(target, "real")]
@@ -292,9 +292,7 @@ def pretrained_run(
     options = {"missing": parameters["missing"], "seed": parameters["seed"]}
     more = {"variant": parameters["variant"], "augment": parameters["augment"], **options}
     train = strategy_triplets("synthetic", "train", pd.DataFrame(), sources, level, net, **more)
-    check = strategy_triplets(
-        "synthetic", "val", pd.DataFrame(), sources, level, net, variant="0", **options
-    )
+    check = strategy_triplets("synthetic", "val", pd.DataFrame(), sources, level, net, variant="0", **options)
     history = fit(net, train, check, run / "state", **fit_settings(parameters))
     run.write_table("history.csv", history)
     run.save_weights(merge_lora(net))
@@ -305,7 +303,7 @@ def pretrained_run(
 
 def fit_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a notebook that `training.fit` takes."""
-    names = "epochs batch_size learning_rate weight_decay dice_weight ce_weight"
+    names = "epochs batch_size learning_rate weight_decay dice_weight ce_weight schedule"
     names += " plateau_factor plateau_patience patience mixed_precision seed"
     return {name: parameters[name] for name in names.split()}
 

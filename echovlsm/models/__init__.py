@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from echovlsm.models.clipseg import CLIPSeg
     from echovlsm.models.cris import CRIS
+    from echovlsm.models.reference import ReferenceUNet
 
 MODELS: tuple[str, ...] = ("clipseg", "cris")
 """Names that `load` knows."""
@@ -25,13 +26,15 @@ class ModelError(ValueError):
     """A model name, weights folder or input that cannot be used; the message names it and the remedy."""
 
 
-def load(name: str, weights: str | Path, encoders: str = "unfrozen", image_size: int = 0) -> CLIPSeg | CRIS:
+def load(
+    name: str, weights: str | Path, encoders: str = "unfrozen", image_size: int = 0
+) -> CLIPSeg | CRIS | ReferenceUNet:
     """Load a vision-language segmentation model.
 
     Parameters
     ----------
     name
-        One of `MODELS`.
+        One of `MODELS`; or ``unet``, the text-blind reference (`echovlsm.models.reference`), from its folder.
     weights
         A folder in Hugging Face layout (`config.json`, `model.safetensors`, tokenizer files) or a hub id
         such as ``CIDAS/clipseg-rd64-refined``. A path that exists, absolute or counted from the project's
@@ -48,6 +51,10 @@ def load(name: str, weights: str | Path, encoders: str = "unfrozen", image_size:
     ModelError
         Unknown name or encoder mode, weights that are not there, or a size that does not fit the model.
     """
+    if name == "unet":
+        from echovlsm.models.reference import ReferenceUNet
+
+        return ReferenceUNet.from_pretrained(weights, encoders)
     if name not in MODELS:
         raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(MODELS)}")
     if encoders not in ENCODERS:
