@@ -30,6 +30,7 @@ NOTEBOOKS = (
     "05_evaluation",
     "06_results",
     "07_published",
+    "08_explorer",
 )
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
@@ -61,13 +62,15 @@ EXECUTED = {
     "05_evaluation": f"{CELL}/05_evaluation.ipynb",
     "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
     "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
+    "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
 }
 # Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
-PUBLISHING = {"book", "freshness", "scenes", "pretraining", "warm", "explorer"}
+PUBLISHING = {"book", "book_assets", "book_tables", "freshness", "scenes", "pretraining", "warm"}
 MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in PUBLISHING]
 CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
 RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
-CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS]
+EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
+CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER]
 
 
 def files_of(folder):
@@ -265,6 +268,21 @@ rule published:
         EXECUTED["07_published"],
     shell:
         command("07_published")
+
+
+rule explorer:
+    input:
+        SOURCES["08_explorer"],
+        PROFILE_FILE,
+        CODE,
+        EXPLORER,
+        WEIGHTS,
+        EXECUTED["04_training"],
+    output:
+        EXECUTED["08_explorer"],
+    threads: VALUES["threads"]
+    shell:
+        command("08_explorer")
 
 
 rule evaluate:

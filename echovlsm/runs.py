@@ -32,21 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
 _NOT_COUNTED = {
-    *(
-        "book",
-        "execute",
-        "explorer",
-        "figures",
-        "freshness",
-        "grid",
-        "grid_figures",
-        "parameters",
-        "pretraining",
-    ),
-    *("runs", "scenes", "warm"),
+    *("book", "book_assets", "book_tables", "execute", "figures", "freshness", "grid", "grid_figures"),
+    *("parameters", "pretraining", "runs", "scenes", "warm"),
 }
-# The chapter on the published scores trains nothing, and nothing that is trained reads it.
-_CHAPTER = ("published", "claims")
+# These chapters train nothing, and nothing that is trained reads them: the published scores, the explorer.
+_CHAPTER = ("published", "claims", "explorer")
 _CONFIGS = ("config.json", "scheduler_config.json")
 _RECORDED_PACKAGES = (
     "torch",
