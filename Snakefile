@@ -3,16 +3,23 @@
     snakemake --cores 2 study --config scale=smoke
     snakemake --cores 2 study --config profile=camus cohort=/path/to/CAMUS_public
     snakemake --cores 2 study --config prompt=P3 seed=1      # any notebook parameter
-    snakemake study --executor slurm --jobs 8                 # on a cluster
+    snakemake --cores 2 grid --config scale=demo prompts=P0,P1,P3   # a part of the grid; -n tells what it would cost
+    snakemake grid --executor slurm --jobs 8                  # on a cluster, one GPU a cell
 
 Each rule executes one notebook with Papermill into its run folder. A complete run is kept, an interrupted one
 resumes. An unknown or mistyped parameter stops everything before the first cell.
+
+`grid` runs models x prompts x strategies x encoders x seeds of notebooks/grids/<profile>.yaml; the axes can be
+given as models=, prompts=, strategies=, encoder_modes= and seeds=. A cell that dies takes no other with it
+(profiles/default says keep-going); the same command then runs what is missing.
 """
 
+import os
 import shlex
 import sys
 
-from echovlsm import parameters, runs
+from echovlsm import grid as study_grid
+from echovlsm import parameters, runs, warm
 
 ROOT = Path(workflow.basedir)
 NOTEBOOKS = (
@@ -23,6 +30,7 @@ NOTEBOOKS = (
     "05_evaluation",
     "06_results",
     "07_published",
+    "08_explorer",
 )
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
@@ -39,6 +47,11 @@ if "profile" in config and "scale" in config:
     CHANGES["scale"] = config["scale"]
 
 COHORT = Path(VALUES["cohort"]).name
+GRID_FILE = str(VALUES.get("grid", f"notebooks/grids/{PROFILE}.yaml"))
+GRID_FOLDER = f"runs/{PROFILE}/{COHORT}/grid"
+AXES = {key: CHANGES[key] for key in study_grid.AXES if CHANGES.get(key)}
+GRID = study_grid.read_grid(GRID_FILE, AXES)
+CELLS = {cell.name: cell for cell in GRID.cells}
 CELL = runs.run_path(PROFILE, VALUES["cohort"], *(VALUES[k] for k in ("model", "prompt")), "real", VALUES["encoders"], VALUES["seed"])
 CELL = CELL.relative_to(ROOT)
 EXECUTED = {
@@ -49,11 +62,15 @@ EXECUTED = {
     "05_evaluation": f"{CELL}/05_evaluation.ipynb",
     "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
     "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
+    "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
 }
 # Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
-MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in {"book", "freshness", "scenes", "pretraining"}]
+PUBLISHING = {"book", "book_assets", "book_tables", "freshness", "scenes", "pretraining", "warm"}
+MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in PUBLISHING]
 CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
-CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER]
+RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
+EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
+CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER]
 
 
 def files_of(folder):
@@ -65,19 +82,60 @@ WEIGHTS = files_of(VALUES["weights"])
 SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}["sdm"]
 
 
-def command(name):
-    """The command that executes one notebook with the profile's and the command line's parameters."""
-    words = [sys.executable, "-m", "echovlsm.execute", SOURCES[name], EXECUTED[name], "-f", PROFILE_FILE]
-    for key, value in CHANGES.items():
+def execution(name, out, changes):
+    """The command that executes one notebook with the profile's parameters and these changes."""
+    words = [sys.executable, "-m", "echovlsm.execute", SOURCES[name], out, "-f", PROFILE_FILE]
+    for key, value in changes.items():
         if key in DECLARED[name]:
             words += ["-p", key, str(value)]
-    # Snakemake formats the command: braces of a value are doubled to come out as they are.
-    return " ".join(shlex.quote(str(word)) for word in words).replace("{", "{{").replace("}", "}}")
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def command(name):
+    """The command that executes a notebook with the command line's parameters.
+
+    Snakemake formats it: braces of a value are doubled to come out as they are.
+    """
+    return execution(name, EXECUTED[name], CHANGES).replace("{", "{{").replace("}", "}}")
+
+
+# What tells cells apart is the grid's; all other parameters of the command line hold for every cell.
+SHARED = {key: value for key, value in CHANGES.items() if key not in {*study_grid.AXES.values(), "weights", "run"}}
+
+
+def cell_command(wildcards):
+    """The commands that execute a cell's notebooks, one after the other."""
+    cell = CELLS[wildcards.cell]
+    values = {**GRID.parameters_of(cell, GRID_FOLDER), **SHARED}
+    steps = [execution(name, f"{GRID_FOLDER}/{cell.name}/{name}.ipynb", values) for name in cell.notebooks]
+    return " && ".join(steps)
+
+
+def cell_inputs(wildcards):
+    """What a cell starts from: weights, cohorts, and the synthetic run of a finetuning."""
+    cell = CELLS[wildcards.cell]
+    found = files_of(weights) if (weights := GRID.models[cell.model]["weights"]) else []
+    if cell.strategy not in ("zeroshot", "real"):
+        found.append(EXECUTED["02_synthesis"])
+    if cell.pretraining is not None and cell.pretraining.name in CELLS:
+        found.append(f"{GRID_FOLDER}/{cell.pretraining.name}/05_evaluation.ipynb")
+    return found
+
+
+if {"-n", "--dry-run", "--dryrun"} & set(sys.argv):
+    print(study_grid.cost_line(study_grid.estimate(GRID, GRID_FOLDER), workflow.cores or 1), file=sys.stderr)
+elif warm.SOCKET not in os.environ:
+    KEPT_WARM = warm.start()  # notebooks below this process skip the imports; the name keeps it alive
+
+
+wildcard_constraints:
+    cell="[A-Za-z0-9_.-]+",
 
 
 localrules:
     study,
     book,
+    grid,
 
 
 rule book:
@@ -100,6 +158,30 @@ rule book:
 rule study:
     input:
         EXECUTED.values(),
+
+
+rule grid:
+    input:
+        expand(f"{GRID_FOLDER}/{{cell}}/05_evaluation.ipynb", cell=CELLS),
+
+
+rule cell:
+    input:
+        SOURCES["04_training"],
+        SOURCES["05_evaluation"],
+        PROFILE_FILE,
+        CODE,
+        EXECUTED["01_cohort"],
+        cell_inputs,
+    output:
+        f"{GRID_FOLDER}/{{cell}}/05_evaluation.ipynb",
+    params:
+        command=cell_command,
+    threads: {**VALUES, **GRID.parameters, **SHARED}["threads"]
+    resources:
+        gpu=1,
+    shell:
+        "{params.command}"
 
 
 rule cohort:
@@ -166,7 +248,8 @@ rule results:
         SOURCES["06_results"],
         PROFILE_FILE,
         CODE,
-        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
+        RESULTS,
+        rules.grid.input,
     output:
         EXECUTED["06_results"],
     shell:
@@ -185,6 +268,21 @@ rule published:
         EXECUTED["07_published"],
     shell:
         command("07_published")
+
+
+rule explorer:
+    input:
+        SOURCES["08_explorer"],
+        PROFILE_FILE,
+        CODE,
+        EXPLORER,
+        WEIGHTS,
+        EXECUTED["04_training"],
+    output:
+        EXECUTED["08_explorer"],
+    threads: VALUES["threads"]
+    shell:
+        command("08_explorer")
 
 
 rule evaluate:

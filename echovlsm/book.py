@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from echovlsm import runs
+from echovlsm import book_tables, runs
 from echovlsm.freshness import (
     UNKNOWN,
     BookError,
@@ -35,14 +35,14 @@ from echovlsm.freshness import (
 
 __all__ = ["BookError", "PageFacts", "build", "notebook_pages", "record_freshness", "stage", "toc_pages"]
 
-STATUS_MARK = "<!-- generated: status -->"
-"""Where the status page gets its tables."""
-
 _SCALE_NOTES = {
     "smoke": "**Smoke scale.** A test of the machinery that takes seconds. Its numbers mean nothing.",
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
     "full": "**Full scale.**",
 }
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+# The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
+_FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
 
@@ -137,7 +137,8 @@ def stage(
         )
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(root / "book", out / "book", ignore=shutil.ignore_patterns(".*", "_generated"))
-    for name in ("_config.yml", "_toc.yml"):
+    shutil.copytree(root / "cluster", out / "cluster")
+    for name in ("_config.yml", "_toc.yml", "CITATION.cff"):
         shutil.copy(root / name, out / name)
 
     cohort_digest.cache_clear()
@@ -154,10 +155,13 @@ def stage(
         (out / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / f"{page}.ipynb")
         facts.append(fact)
+    tables = {
+        "status": lambda: _status_tables(root, facts),
+        "questions": lambda: book_tables.questions(root, pages),
+        "groups": lambda: book_tables.groups(root),
+    }
     for page in (page for page in toc_pages(root) if page not in pages):
-        text = (root / f"{page}.md").read_text()
-        if STATUS_MARK in text:
-            text = text.replace(STATUS_MARK, _status_tables(root, facts))
+        text = book_tables.fill((root / f"{page}.md").read_text(), tables, page)
         line = prose_line(root, root / f"{page}.md")
         (out / f"{page}.md").write_text(f"{text.rstrip()}\n\n{_box('freshness', line)}\n")
     return facts
@@ -175,8 +179,10 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
         if cell.cell_type == "code":
             if any(output.output_type == "error" for output in cell.outputs):
                 raise BookError(f"{fact.page}: cell {number} ended with an error; execute the notebook again")
-            cell.outputs = [output for output in map(_tidy, cell.outputs) if output is not None]
             tags = cell.metadata.get("tags", [])
+            live = "remove-output" in tags
+            cell.outputs = [] if live else [output for output in map(_tidy, cell.outputs) if output]
+            _set_alt(cell)
             if "injected-parameters" in tags:
                 shown = [tag for tag in tags if not tag.startswith(("remove-", "hide-"))]
                 cell.metadata["tags"] = [*shown, "hide-input"]
@@ -186,6 +192,9 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
                 }
         cell.metadata.pop("papermill", None)
     notebook.metadata.pop("papermill", None)  # holds paths of the machine that executed
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    if not any(_WIDGET in output.get("data", {}) for output in outputs):
+        notebook.metadata.pop("widgets", None)  # the state of widgets that the page does not show
 
     note = _box(f"scale-note scale-{fact.scale}", _SCALE_NOTES.get(fact.scale, f"**Scale {fact.scale}.**"))
     if fact.state == "not executed":
@@ -200,6 +209,18 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
     notebook.cells.append(new_markdown_cell(_box("freshness", fact.line), id="freshness"))
 
 
+def _set_alt(cell: Any) -> None:
+    """Give a cell's pictures the text that `figures.describe` left with them."""
+    texts = [
+        values["alt"]
+        for output in cell.outputs
+        for values in list(output.get("metadata", {}).values())[:1]
+        if isinstance(values, Mapping) and "alt" in values
+    ]
+    if texts:
+        cell.metadata.setdefault("mystnb", {})["image"] = {"alt": " ".join(dict.fromkeys(texts))}
+
+
 def _tidy(output: Any) -> Any:
     """An output without progress bars and with the theme's tables; None where nothing is left."""
     if output.output_type == "stream":
@@ -207,7 +228,7 @@ def _tidy(output: Any) -> Any:
         output.text = "\n".join(lines)
         return output if output.text.strip() else None
     data = output.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data and _PROGRESS.search(data.get("text/plain", "")):
+    if _WIDGET in data and _PROGRESS.search(data.get("text/plain", "")):
         return None
     if "text/html" in data:  # the theme styles tables of this class only; a pandas Styler does not set it
         data["text/html"] = data["text/html"].replace('<table id="T_', '<table class="dataframe" id="T_')
@@ -279,6 +300,8 @@ def build(
     absent = [page for page in ["index", *toc_pages(root)] if not (built / f"{page}.html").is_file()]
     if absent:
         raise BookError(f"Jupyter Book ended well, but made no page of {', '.join(absent)}; see {log}")
+    for page in built.rglob("*.html"):
+        page.write_text(_FONT_PRELOAD.sub("", page.read_text()))
     html.parent.mkdir(exist_ok=True)
     os.replace(built, html)
     shutil.rmtree(work)

@@ -6,7 +6,11 @@ everywhere. Backgrounds stay white so that figures are legible in the book's dar
 
 from __future__ import annotations
 
+import contextlib
+import io
+from base64 import b64encode
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -59,7 +63,10 @@ _STYLE: Mapping[str, object] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "image.cmap": "gray",
+    "svg.hashsalt": "echovlsm",  # the same figure gives the same file
 }
+MAX_VECTOR_POINTS = 4000
+"""A figure that holds pictures, or more points than this, is published as pixels only."""
 
 
 def use_style() -> None:
@@ -69,6 +76,9 @@ def use_style() -> None:
 
 def stamp(figure: Figure, scale: str, cohort: str, kind: str) -> None:
     """Write scale and cohort under a figure; below full scale, or on artificial pictures, say what it is not.
+
+    In a notebook the figure's output then carries a text for those who do not see it (`describe`), and is
+    kept as a vector drawing too where it holds no picture.
 
     Parameters
     ----------
@@ -80,6 +90,7 @@ def stamp(figure: Figure, scale: str, cohort: str, kind: str) -> None:
         The cohort's name, and ``real``, ``phantom`` or ``synthetic``.
     """
     figure.supxlabel(scale_note(scale, cohort, kind), fontsize=8, color="#555555", x=0.01, ha="left")
+    _publish_with_text()
 
 
 def scale_note(scale: str, cohort: str, kind: str) -> str:
@@ -95,6 +106,61 @@ def scale_note(scale: str, cohort: str, kind: str) -> str:
 def heading(figure: Figure, text: str) -> None:
     """The finding that a figure of several panels states, above all of them."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=11, fontweight="bold")
+
+
+def describe(figure: Figure) -> str:
+    """What a figure says, in one line for a screen reader: its findings, axes and stamp.
+
+    Read from the figure itself, so that it cannot say something else: heading, titles of the panels, labels
+    of the first panel that has some, the names in legends.
+    """
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    titles = [axes.get_title(loc=place) for axes in panels for place in ("left", "center", "right")]
+    parts = [figure.get_suptitle(), "; ".join(dict.fromkeys(filter(None, titles)))]
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels]
+    across, up = next((pair for pair in labels if any(pair)), ("", ""))
+    parts.append(", ".join(filter(None, (across and f"across: {across}", up and f"upwards: {up}"))))
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in panels))]
+    names = [text.get_text() for legend in legends for text in legend.get_texts()]
+    parts.append(f"shown: {', '.join(dict.fromkeys(names))}" if names else "")
+    parts.append(figure.get_supxlabel())
+    return " ".join(". ".join(part.strip().rstrip(".") for part in parts if part.strip()).split()) + "."
+
+
+def _is_drawing(figure: Figure) -> bool:
+    """Whether a figure is lines and text, few enough to be a vector drawing."""
+    if any(axes.images for axes in figure.axes):
+        return False
+    points = sum(len(line.get_xdata()) for axes in figure.axes for line in axes.lines)
+    points += sum(len(part.get_offsets()) for axes in figure.axes for part in axes.collections)
+    return points <= MAX_VECTOR_POINTS
+
+
+def _png(figure: Figure) -> tuple[str, dict[str, Any]]:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return b64encode(buffer.getvalue()).decode(), {"alt": describe(figure)}
+
+
+def _svg(figure: Figure) -> tuple[str, dict[str, Any]] | None:
+    if not _is_drawing(figure):
+        return None
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue(), {"alt": describe(figure)}
+
+
+def _publish_with_text() -> None:
+    """Have this kernel put `describe` into the metadata of each figure that it shows; elsewhere nothing.
+
+    Called with every stamp: the inline backend forgets foreign printers when it starts.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from IPython import get_ipython
+
+        formatters = get_ipython().display_formatter.formatters
+        formatters["image/png"].for_type(Figure, _png)
+        formatters["image/svg+xml"].for_type(Figure, _svg)
 
 
 def show_picture(axes: Axes, image: np.ndarray, title: str = "") -> None:

@@ -26,9 +26,11 @@ from echovlsm.parameters import notebook_defaults, read_profile
 UNKNOWN = "not recorded"
 
 # These draw the stand-in scenes or publish; no page's numbers come from them.
-_NOT_COUNTED = {"book.py", "freshness.py", "pretraining.py", "scenes.py"}
+_NOT_COUNTED = {
+    *("book.py", "book_assets.py", "book_tables.py", "freshness.py", "pretraining.py", "scenes.py", "warm.py")
+}
 # These serve one chapter only: the page whose name begins with the number.
-_CHAPTERS = {"published": "07", "claims": "07"}
+_CHAPTERS = {"published": "07", "claims": "07", "grid": "06", "explorer": "08"}
 
 
 class BookError(RuntimeError):

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
-_NOT_COUNTED = {"book", "execute", "figures", "freshness", "parameters", "pretraining", "runs", "scenes"}
-# The chapter on the published scores trains nothing, and nothing that is trained reads it.
-_CHAPTER = ("published", "claims")
+_NOT_COUNTED = {
+    *("book", "book_assets", "book_tables", "execute", "figures", "freshness", "grid", "grid_figures"),
+    *("parameters", "pretraining", "runs", "scenes", "warm"),
+}
+# These chapters train nothing, and nothing that is trained reads them: the published scores, the explorer.
+_CHAPTER = ("published", "claims", "explorer")
 _CONFIGS = ("config.json", "scheduler_config.json")
 _RECORDED_PACKAGES = (
     "torch",
@@ -172,6 +176,12 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = resolve(path)
+        self._opened = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this object was made, for a run's own account of its time."""
+        return round(time.perf_counter() - self._opened, 2)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -277,9 +287,9 @@ class RunFolder:
         return self.record
 
     def finish(self, **results: Any) -> None:
-        """Mark the run as complete and add `results` to `run.yaml`."""
-        memory = {"peak_memory_gib": peak_memory()}
-        self.write_yaml("run.yaml", {**self.record, **results, **memory, "status": "complete"})
+        """Mark the run as complete and add `results`, time and peak memory to `run.yaml`."""
+        spent = {"peak_memory_gib": peak_memory(), "seconds": self.seconds}
+        self.write_yaml("run.yaml", {**self.record, **spent, **results, "status": "complete"})
 
     def evaluation_suffix(self, settings: Mapping[str, Any]) -> str:
         """Empty for the run's first way of scoring; for any other a name that keeps its results apart."""

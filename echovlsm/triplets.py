@@ -6,7 +6,7 @@ Pictures and label maps are resized once and kept in memory as 8-bit arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,8 @@ class Triplets(Dataset):
         resumed run sees what an uninterrupted one would have seen.
     augment
         Random affine and contrast changes of the training pictures (MONAI). The paper trained without.
+    structures
+        Label value to the structure's name in `prompts`; by default the three of CAMUS.
 
     Raises
     ------
@@ -61,6 +63,7 @@ class Triplets(Dataset):
         seed: int = 0,
         augment: bool = False,
         progress: bool = False,
+        structures: Mapping[int, str] = STRUCTURES,
     ) -> None:
         if frames.empty:
             raise ValueError("frames: no pictures; check the cohort and the split")
@@ -68,8 +71,8 @@ class Triplets(Dataset):
         if len(levels) != 1:
             raise ValueError(f"prompts: one level expected, found {', '.join(map(str, levels))}; select one")
         self.frames = frames.reset_index(drop=True)
-        self.structures = tuple(STRUCTURES.values())
-        self.values = tuple(STRUCTURES)
+        self.structures = tuple(structures.values())
+        self.values = tuple(structures)
         self.seed, self.epoch, self.variant = seed, 0, variant
         self._choose_texts(prompts, tokenize)
         self._load(image_size, progress)

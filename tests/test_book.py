@@ -78,10 +78,11 @@ def executed_notebook(title: str) -> nbformat.NotebookNode:
 def project(tmp_path: Path) -> Path:
     """A project with the real prose, settings and profiles, and small notebooks in place of the real ones."""
     root = tmp_path / "project"
-    for name in ("_config.yml", "_toc.yml", "requirements.lock"):
+    for name in ("_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff"):
         root.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
-    shutil.copytree(ROOT / "book", root / "book")
+    for name in ("book", "cluster"):
+        shutil.copytree(ROOT / name, root / name)
     (root / "echovlsm").mkdir()
     (root / "echovlsm" / "code.py").write_text("ANSWER = 42\n")
     (root / "notebooks" / "profiles").mkdir(parents=True)

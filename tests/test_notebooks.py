@@ -34,13 +34,13 @@ def _snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which notebooks can run without touching this one."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("Snakefile", "_config.yml", "_toc.yml", "requirements.lock"):
+    for name in ("Snakefile", "_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff"):
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(
         ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
     )
     (root / "data").mkdir()
-    for name in ("echovlsm", "book", "data/weights", "data/results"):
+    for name in ("echovlsm", "book", "cluster", "data/weights", "data/results"):
         (root / name).symlink_to(ROOT / name)
     return root
 

@@ -1,0 +1,115 @@
+"""Tables that prose pages get when the book is staged, so that no number and no list is typed into them.
+
+A page says where with a mark, `<!-- generated: NAME -->`, alone on a line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from echovlsm.freshness import BookError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AGE_BANDS: tuple[int, ...] = (0, 50, 65, 130)
+"""Limits in years of the age groups."""
+_MARK = re.compile(r"^<!-- generated: ([a-z]+) -->$", re.MULTILINE)
+_ROLE = re.compile(r"\s*\{footcite[^}]*\}`[^`]*`")
+
+
+def questions(root: Path, pages: list[str]) -> str:
+    """Each notebook page with its question, as a Markdown table."""
+    import nbformat
+
+    rows = ["| page | the question |", "| --- | --- |"]
+    for page in pages:
+        first = nbformat.read(root / f"{page}.ipynb", as_version=4).cells[0].source
+        found = re.search(r"\*\*The question\.\*\*\s*(.+?)(?:\n\s*\n|$)", first, flags=re.DOTALL)
+        question = " ".join(_ROLE.sub("", found.group(1)).split()) if found else "–"
+        rows.append(f"| {{doc}}`/{page}` | {question} |")
+    return "\n".join(rows)
+
+
+def recorded_scores(root: Path) -> pd.DataFrame | None:
+    """Scores of the recorded run on real pictures with the highest mean Dice; None where there is none.
+
+    Only runs that learned from real pictures count, and of their scores not those before training. `attrs`
+    hold the run's record.
+    """
+    import pandas as pd
+
+    best = None
+    for file in sorted((root / "data" / "results").rglob("run.yaml")):
+        record = yaml.safe_load(file.read_text())
+        scores = file.with_name("scores.parquet")
+        if not isinstance(record, dict) or record.get("kind") != "real" or not scores.is_file():
+            continue
+        table = pd.read_parquet(scores)
+        table = table[table["strategy"] != "zeroshot"]
+        if len(table) and (best is None or table["dice"].mean() > best["dice"].mean()):
+            best = table
+            best.attrs = {"name": file.parent.name, "record": record}
+    return best
+
+
+def groups(root: Path) -> str:
+    """Dice of the best recorded run by sex, age, quality, view and phase, as Markdown."""
+    import pandas as pd
+
+    from echovlsm.statistics import summary
+
+    scores = recorded_scores(root)
+    if scores is None:
+        return "No run on real pictures is on record here, so there is nothing to report by group."
+    record, name = scores.attrs["record"], scores.attrs["name"]
+    ages = pd.to_numeric(scores["age"], errors="coerce")
+    names = [f"{low} to {high - 1}" for low, high in pairwise(AGE_BANDS)]
+    scores = scores.assign(**{"age group": pd.cut(ages, AGE_BANDS, right=False, labels=names).astype(object)})
+    rows = ["| group | | patients | mean Dice | 95 % interval |", "| --- | --- | ---: | ---: | ---: |"]
+    unknown = []
+    for column in ("sex", "age group", "quality", "view", "phase"):
+        known = scores[scores[column].notna()]
+        if known.empty:
+            unknown.append(column.removesuffix(" group"))
+            continue
+        for row in summary(known, (column,), resamples=2000).to_dict("records"):
+            rows.append(
+                f"| {column} | {row[column]} | {row['patients']} | {row['mean']:.3f} "
+                f"| {row['low']:.3f} to {row['high']:.3f} |"
+            )
+    where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
+    told = (
+        f"The recorded run `{name}` (scale {record.get('scale')}, {where} patients of "
+        f"{record.get('cohort')}); intervals over patients."
+    )
+    if unknown:
+        told += (
+            f" **These scores do not say {', '.join(unknown)}, "
+            "so that no bias by them can be seen or excluded.**"
+        )
+    return "\n".join([told, "", *rows])
+
+
+def fill(text: str, tables: dict[str, Callable[[], str]], page: str) -> str:
+    """Replace every mark of a page by its table.
+
+    Raises
+    ------
+    BookError
+        A mark names a table that does not exist.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in tables:
+            raise BookError(f"{page}: no table {name!r} to put there; there are: {', '.join(tables)}")
+        return tables[name]()
+
+    return _MARK.sub(table, text)
