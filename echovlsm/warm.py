@@ -1,9 +1,9 @@
 """Warm starts: notebooks executed in processes forked from one that has the slow libraries imported already.
 
 Starting a kernel and importing PyTorch, Transformers, MONAI and PEFT takes longer than a small cell trains.
-Here one process imports them once and does nothing else: it makes no tensor, draws no random number, starts no
-thread and touches no GPU, so that a fork of it is as good as a new process. For each notebook it forks a worker,
-which runs `echovlsm.execute` and, before anything else, forks the process that becomes the notebook's kernel.
+Here one process imports them once and does nothing else: it makes no tensor, draws no random number, starts
+no thread and touches no GPU, so that a fork of it is as good as a new process. For each notebook it forks a
+worker, which runs `echovlsm.execute` and, before anything else, forks the process that becomes the kernel.
 The package's own modules are not imported beforehand: every kernel gets them as they are on disk.
 
     keep = warm.start()       # from now on every `python -m echovlsm.execute` below this process starts warm
@@ -90,7 +90,7 @@ def start(libraries: Sequence[str] = LIBRARIES) -> subprocess.Popen[bytes] | Non
 
 
 def delegate(arguments: Sequence[str]) -> int | None:
-    """Let the warm process run ``echovlsm.execute``; its exit status, or None where there is none to run it."""
+    """Let the warm process run ``echovlsm.execute``; its exit status, or None without a warm process."""
     path = os.environ.get(SOCKET)
     if not path:
         return None
@@ -248,7 +248,7 @@ class _Waiting:
 
 
 def kernel_options() -> dict[str, Any]:
-    """What Papermill is to be told so that the kernel is the waiting process; nothing after an ordinary start."""
+    """What Papermill is told so that the kernel is the waiting process; nothing after an ordinary start."""
     waiting, _Waiting.kernel = _Waiting.kernel, None
     if waiting is None:
         return {}
