@@ -70,8 +70,8 @@ def possible() -> bool:
 def start(libraries: Sequence[str] = LIBRARIES) -> subprocess.Popen[bytes] | None:
     """Start the warm process and say so in this process's environment; keep what it returns.
 
-    It imports `libraries`. It ends when what is returned is dropped or its `stdin` closed, and with the calling process. None where
-    warm starts are not possible.
+    It imports `libraries`, and ends when what is returned is dropped or its `stdin` closed, and with the
+    calling process. None where warm starts are not possible.
     """
     if not possible():
         return None
