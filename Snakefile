@@ -143,8 +143,9 @@ rule book:
         EXECUTED.values(),
         "_config.yml",
         "_toc.yml",
-        "echovlsm/book.py",
-        [str(p) for p in Path("book").rglob("*") if p.is_file()],
+        "CITATION.cff",
+        [f"echovlsm/{name}.py" for name in ("book", "book_tables")],
+        [str(p) for folder in ("book", "cluster") for p in Path(folder).rglob("*") if p.is_file()],
     output:
         f"_build/{PROFILE}/_build/html/index.html",
     params:
