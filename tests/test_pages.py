@@ -147,7 +147,8 @@ def test_each_job_that_trains_asks_for_one_gpu(site: Path) -> None:
     """The whole study is submitted to a shell that makes the files and runs nothing."""
     shell = site / "pretend"
     shell.write_text(
-        '#!/bin/bash\nfor f in $(python3 "$STANDIN_READ" "$1"); do mkdir -p "$(dirname "$f")"; touch "$f"; done\n'
+        '#!/bin/bash\nfor f in $(python3 "$STANDIN_READ" "$1"); do\n'
+        '    mkdir -p "$(dirname "$f")"; touch "$f"\ndone\n'
     )
     shell.chmod(0o755)
     reader = site / "read.py"
