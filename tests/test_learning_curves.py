@@ -13,6 +13,7 @@ from conftest import ROOT
 from echovlsm import learning_curves
 from echovlsm.cohort import CohortError
 from echovlsm.learning_curves import (
+    LONGER,
     NONE,
     CurveError,
     Plan,
@@ -46,10 +47,16 @@ def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_study_cut_short_is_a_whole_grid_of_fewer_seeds() -> None:
-    found = all_runs([NONE, "sdm"], [5, 25], [0, 1])
+    found = all_runs([NONE, "sdm"], [5, 25], [0, 1, 2], control=[25])
     assert found[:2] == [Run(NONE, 0, 0), Run("sdm", 0, 0)]
     assert {one.seed for one in found[:6]} == {0}
-    assert len(found) == len(set(found)) == 10
+    assert found[10] == Run(LONGER, 25, 0)
+    assert len(found) == len(set(found)) == 15
+
+
+def test_the_control_takes_the_steps_that_a_pretraining_would(study: Study) -> None:
+    steps = [step for step, _ in study.run(Run(LONGER, 1, 5))["curve"]]
+    assert steps == [0, 1, 2, 5]
 
 
 def test_held_out_and_scored_patients_are_never_learned(study: Study) -> None:
