@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ def all_runs(
     starts = [Run(name, 0, seeds[0]) for name in names]
     grids = [[Run(name, size, seed) for size in sizes for name in names] for seed in seeds]
     longer = [Run(LONGER, size, seeds[0]) for size in control]
-    return [*starts, *sum(grids[:2], []), *longer, *sum(grids[2:], [])]
+    return [*starts, *chain(*grids[:2]), *longer, *chain(*grids[2:])]
 
 
 class Study:
