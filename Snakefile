@@ -52,7 +52,7 @@ GRID_FOLDER = f"runs/{PROFILE}/{COHORT}/grid"
 AXES = {key: CHANGES[key] for key in study_grid.AXES if CHANGES.get(key)}
 GRID = study_grid.read_grid(GRID_FILE, AXES)
 CELLS = {cell.name: cell for cell in GRID.cells}
-CELL = runs.run_path(PROFILE, VALUES["cohort"], *(VALUES[k] for k in ("model", "prompt")), "real", VALUES["encoders"], VALUES["seed"])
+CELL = runs.run_path(PROFILE, *(VALUES[k] for k in ("cohort", "model", "prompt", "strategy", "encoders", "seed")))
 CELL = CELL.relative_to(ROOT)
 EXECUTED = {
     "01_cohort": f"runs/{PROFILE}/{COHORT}/01_cohort/01_cohort.ipynb",
@@ -143,8 +143,9 @@ rule book:
         EXECUTED.values(),
         "_config.yml",
         "_toc.yml",
-        "echovlsm/book.py",
-        [str(p) for p in Path("book").rglob("*") if p.is_file()],
+        "CITATION.cff",
+        [f"echovlsm/{name}.py" for name in ("book", "book_tables")],
+        [str(p) for folder in ("book", "cluster") for p in Path(folder).rglob("*") if p.is_file()],
     output:
         f"_build/{PROFILE}/_build/html/index.html",
     params:
@@ -234,6 +235,7 @@ rule train:
         CODE,
         WEIGHTS,
         EXECUTED["01_cohort"],
+        EXECUTED["02_synthesis"] if VALUES["strategy"] != "real" else [],
     output:
         EXECUTED["04_training"],
     threads: VALUES["threads"]

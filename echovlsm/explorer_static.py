@@ -167,7 +167,8 @@ def page(payload: Mapping[str, Any]) -> str:
     )
     if len(text) > MAX_BYTES:
         raise ExplorerError(
-            f"the answers take {len(text):,} bytes, a page may hold {MAX_BYTES:,}; show fewer pictures"
+            f"pictures: {len(payload['pictures'])} take {len(text):,} bytes, but a page may hold "
+            f"{MAX_BYTES:,}; show fewer"
         )
     return text
 

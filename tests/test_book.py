@@ -74,12 +74,10 @@ def executed_notebook(title: str) -> nbformat.NotebookNode:
     return notebook
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project_files(root: Path) -> Path:
     """A project with the real prose, settings and profiles, and small notebooks in place of the real ones."""
-    root = tmp_path / "project"
+    root.mkdir()
     for name in ("_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff"):
-        root.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     for name in ("book", "cluster"):
         shutil.copytree(ROOT / name, root / name)
@@ -91,6 +89,12 @@ def project(tmp_path: Path) -> Path:
         if not (ROOT / f"{page}.md").is_file():
             nbformat.write(source_notebook(f"About {Path(page).name}"), root / f"{page}.ipynb")
     return root
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """`project_files` of one test."""
+    return project_files(tmp_path / "project")
 
 
 @pytest.fixture
