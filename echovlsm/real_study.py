@@ -96,7 +96,7 @@ def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
         for file in trained
     }
     record = runs.RunFolder(folder / "curves")
-    record.write_table("scores.parquet", scores)
+    record.write_table("curve_scores.parquet", scores)
     record.write_table("curves.csv", curves)
     plan = {key: value for key, value in asdict(study.plan).items() if key not in ("cohort", "pretraining")}
     values = {

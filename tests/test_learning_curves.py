@@ -103,7 +103,7 @@ def test_tables_hold_one_row_a_mask_and_say_how_they_were_made(study: Study, tmp
     for one in wanted:
         study.run(one)
     folder = put_on_record(study, [*wanted, Run(NONE, 2, 9)], tmp_path)
-    scores, curves = pd.read_parquet(folder / "scores.parquet"), pd.read_csv(folder / "curves.csv")
+    scores, curves = pd.read_parquet(folder / "curve_scores.parquet"), pd.read_csv(folder / "curves.csv")
     assert len(scores) == len(wanted) * len(study.scored) * 3
     assert set(scores["trained_on"]) == {0, 1}
     assert set(curves["step"]) == {0, 1, 2, 3}
