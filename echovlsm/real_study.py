@@ -42,7 +42,10 @@ def main(
         str, typer.Option(help="numbers of patients; the largest may be `all`")
     ] = "5,25,100,all",
     seeds: Annotated[str, typer.Option(help="seeds of patients, order and augmentation")] = "0,1,2",
-    steps: Annotated[int, typer.Option(help="optimiser steps on real pictures")] = 240,
+    control: Annotated[str, typer.Option(help="sizes at which longer training stands for pretraining")] = (
+        "25,all"
+    ),
+    steps: Annotated[int, typer.Option(help="optimiser steps on real pictures")] = 100,
     pretraining_steps: Annotated[int, typer.Option(help="optimiser steps on synthetic pictures")] = 400,
     image_size: Annotated[int, typer.Option(help="side in pixels; 0: that of the weights")] = 0,
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/camus/curves"),
@@ -63,8 +66,11 @@ def main(
     )
     torch.set_num_threads(threads)
     study = Study(plan, out)
-    counts = _numbers(sizes.replace("all", str(len(study.patients))), "sizes")
-    wanted = all_runs([NONE, *plan.pretraining], counts, _numbers(seeds, "seeds"))
+    counts, longer = (
+        _numbers(text.replace("all", str(len(study.patients))), name)
+        for text, name in ((sizes, "--sizes"), (control, "--control"))
+    )
+    wanted = all_runs([NONE, *plan.pretraining], counts, _numbers(seeds, "--seeds"), longer)
     clock = time.perf_counter()
     for number, one in enumerate(wanted, start=1):
         if (study.folder / one.file).is_file():
@@ -90,7 +96,7 @@ def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
         for file in trained
     }
     record = runs.RunFolder(folder / "curves")
-    record.write_table("scores.parquet", scores)
+    record.write_table("curve_scores.parquet", scores)
     record.write_table("curves.csv", curves)
     plan = {key: value for key, value in asdict(study.plan).items() if key not in ("cohort", "pretraining")}
     values = {
