@@ -52,7 +52,7 @@ GRID_FOLDER = f"runs/{PROFILE}/{COHORT}/grid"
 AXES = {key: CHANGES[key] for key in study_grid.AXES if CHANGES.get(key)}
 GRID = study_grid.read_grid(GRID_FILE, AXES)
 CELLS = {cell.name: cell for cell in GRID.cells}
-CELL = runs.run_path(PROFILE, VALUES["cohort"], *(VALUES[k] for k in ("model", "prompt")), "real", VALUES["encoders"], VALUES["seed"])
+CELL = runs.run_path(PROFILE, *(VALUES[k] for k in ("cohort", "model", "prompt", "strategy", "encoders", "seed")))
 CELL = CELL.relative_to(ROOT)
 EXECUTED = {
     "01_cohort": f"runs/{PROFILE}/{COHORT}/01_cohort/01_cohort.ipynb",
@@ -235,6 +235,7 @@ rule train:
         CODE,
         WEIGHTS,
         EXECUTED["01_cohort"],
+        EXECUTED["02_synthesis"] if VALUES["strategy"] != "real" else [],
     output:
         EXECUTED["04_training"],
     threads: VALUES["threads"]

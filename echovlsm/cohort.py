@@ -79,18 +79,21 @@ def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: b
     patients, in order. That is not documented anywhere; age, sex and quality of patients 1-5 in the authors'
     prompts agree with it, but it first differs from the plain public numbering at patient 27.
 
+    `split="any"` reads a folder of patients whose subgroup files are absent or incomplete, also one that
+    holds the patients' folders directly: a patient in no list has the split NA.
+
     A broken frame, a patient in two splits or in none is left out with one CohortWarning; a wrong cfg value
     becomes NA with the same warning; a listed patient without a folder is left out and logged. `strict=True`
     runs `check_cohort` first and raises CohortError with every problem. CohortError also when nothing is
     left, when the folder is no whole cohort, or when `split` is unknown or means nothing for this cohort.
     """
-    if split not in ("official", "paper"):
-        raise CohortError(f"split is {split!r}; it must be 'official' or 'paper'")
+    if split not in ("official", "paper", "any"):
+        raise CohortError(f"split is {split!r}; it must be 'official', 'paper' or 'any'")
     if released.is_released(root):
         return released.read_released(root, strict=strict)
     if strict:
         check_cohort(root, strict=True)
-    layout = disk.find_layout(root)
+    layout = _loose_layout(root) if split == "any" else disk.find_layout(root)
     if split == "paper":
         _use_paper_split(layout)
     found, problems = disk.scan(layout, deep=False)
@@ -123,6 +126,27 @@ def _row(layout: disk.Layout, frame: disk.Found) -> dict[str, Any]:
     known = (info.get("Sex"), info.get("Age"), info.get("ImageQuality"))
     paths = (str(image), None if mask is None else str(mask))
     return dict(zip(COLUMNS, (*place, *known, *paths, header.height, header.width, *spacing), strict=True))
+
+
+def _loose_layout(root: str | os.PathLike[str]) -> disk.Layout:
+    """The layout of a folder of NIfTI patients with whatever subgroup files there are; else `find_layout`."""
+    base = Path(root).expanduser().absolute()
+    inner = base / "database_nifti" if (base / "database_nifti").is_dir() else base
+    if (base / disk.INCOMPLETE).exists() or not any(inner.glob("*/*_[24]CH_E[DS].nii.gz")):
+        return disk.find_layout(root)
+    base = inner.parent if inner.name == "database_nifti" else inner
+    own = (base / "cohort.yaml").is_file()
+    meta = (
+        disk.read_meta(base / "cohort.yaml")[0] if own else disk.camus_meta("camus", "public NIfTI release")
+    )
+    folders = {p.name: p for p in sorted(inner.iterdir()) if any(p.glob(f"{p.name}_*.nii.gz"))}
+    folders = {name: path for name, path in folders.items() if disk.PATIENT_NAME.fullmatch(name)}
+    splits: dict[str, Any] = dict.fromkeys(folders, pd.NA)
+    for name, file in disk.SPLIT_FILES.items():
+        listed = base / "database_split" / file
+        text = listed.read_text(encoding="utf-8", errors="replace") if listed.is_file() else ""
+        splits |= {patient: name for patient in map(str.strip, text.splitlines()) if patient in folders}
+    return disk.Layout(base, ".nii.gz", own, meta, folders, splits)
 
 
 def _use_paper_split(layout: disk.Layout) -> None:

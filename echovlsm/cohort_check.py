@@ -127,7 +127,8 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
     )
 
 
-def _camus_meta(name: str, release: str) -> dict[str, Any]:
+def camus_meta(name: str, release: str) -> dict[str, Any]:
+    """What `cohort.yaml` would say of a CAMUS release."""
     given = {"name": name, "kind": "real", "origin": _ORIGIN + release, "licence": "CC BY-NC-SA 4.0"}
     return dict.fromkeys(META_KEYS) | given
 
@@ -141,7 +142,7 @@ def _nifti_layout(base: Path) -> Layout:
             f"must lie beside database_nifti/ ({base})"
         )
     own, expected = (base / "cohort.yaml").is_file(), None
-    meta = _camus_meta("camus", "public NIfTI release")
+    meta = camus_meta("camus", "public NIfTI release")
     if own:
         meta, expected = read_meta(base / "cohort.yaml")
     folders = {p.name: p for p in sorted((base / "database_nifti").iterdir()) if p.is_dir()}
@@ -175,7 +176,7 @@ def _nifti_layout(base: Path) -> Layout:
 
 
 def _legacy_layout(base: Path, parts: tuple[str, ...]) -> Layout:
-    layout = Layout(base, ".mhd", False, _camus_meta("camus-legacy", "old MetaImage release"))
+    layout = Layout(base, ".mhd", False, camus_meta("camus-legacy", "old MetaImage release"))
     for part, prefix, split in (("training", "", "train"), ("testing", LEGACY_TESTING, "test")):
         if part in parts:
             for folder in sorted((base / part).glob("patient*")):

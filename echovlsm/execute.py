@@ -63,7 +63,7 @@ def execute(
 
 
 def _without_uri_grammar() -> None:
-    """Leave out an optional part of jsonschema, which nbformat imports: a grammar that takes seconds to build."""
+    """Leave out an optional part of jsonschema: a grammar that takes seconds to build."""
     if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
         sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # what Python takes for "not installed"
         import jsonschema  # noqa: F401

@@ -7,9 +7,11 @@ Two ways of scoring:
 - at native size in millimetres: the prediction brought to the truth's grid, distances by the pixel spacing.
   What `score(pred, truth, spacing=(sy, sx))` does.
 
-MONAI computes them. An outline is the mask's pixels with a neighbour (of four) outside it; what lies outside
-the picture is background. `hausdorff` is the largest distance from either outline to the other, `hausdorff95`
-the larger of the two directed 95th percentiles, `assd` the mean over the points of both outlines together.
+The definitions are MONAI's, and the tests hold the values against it; they are computed here, because MONAI
+takes distance transforms of whole pictures. An outline is the mask's pixels with a neighbour (of four)
+outside it; what lies outside the picture is background. `hausdorff` is the largest distance from either
+outline to the other, `hausdorff95` the larger of the two directed 95th percentiles, `assd` the mean over the
+points of both outlines together.
 
 Empty masks, decided here and nowhere else:
 
@@ -195,31 +197,39 @@ def _prepare(
 
 
 def _compare(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float]) -> dict[str, float]:
-    import torch
-    from monai.metrics import compute_dice, compute_iou, get_mask_edges, get_surface_distance
-
-    either = pred | truth
-    # only the smallest box round both masks matters; MONAI's own cropping takes longer than all the rest
-    rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
-    if len(rows):
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        pred, truth = pred[box], truth[box]
-    batch = [torch.from_numpy(np.ascontiguousarray(mask))[None, None].double() for mask in (pred, truth)]
-    result = {
-        "dice": compute_dice(*batch, ignore_empty=False).item(),
-        "iou": compute_iou(*batch, ignore_empty=False).item(),
-    }
-    if not pred.any() or not truth.any():
+    found, wanted, both = (int(np.count_nonzero(mask)) for mask in (pred, truth, pred & truth))
+    if not found and not wanted:
+        return {"dice": 1.0, "iou": 1.0} | dict.fromkeys(METRICS[2:], math.nan)
+    result = {"dice": 2 * both / (found + wanted), "iou": both / (found + wanted - both)}
+    if not found or not wanted:
         return result | dict.fromkeys(METRICS[2:], math.nan)
-    edges = get_mask_edges(pred, truth, crop=False)
-    there, back = (
-        np.asarray(get_surface_distance(a, b, spacing=spacing), dtype=float) for a, b in (edges, edges[::-1])
-    )
+    points = [_outline(mask) * spacing for mask in (pred, truth)]
+    there, back = (_nearest(*pair) for pair in (points, points[::-1]))
     return result | {
         "hausdorff": float(max(there.max(), back.max())),
         "hausdorff95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        "assd": float(np.concatenate([there, back]).mean()),
+        "assd": float((there.sum() + back.sum()) / (len(there) + len(back))),
     }
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a mask with a neighbour (of four) outside it, int64 (N, 2): row, column."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    corner = np.array([rows[0], columns[0]])
+    box = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
+    inner = box[1:-1, 1:-1]
+    within = box[:-2, 1:-1] & box[2:, 1:-1] & box[1:-1, :-2] & box[1:-1, 2:]
+    return np.argwhere(inner & ~within) + corner
+
+
+def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distance from each point to the nearest of the others, float64 (N,).
+
+    A tree of the few hundred points of an outline costs a tenth of a distance transform of the picture.
+    """
+    from scipy.spatial import KDTree
+
+    return KDTree(others, balanced_tree=False, compact_nodes=False).query(points)[0]
 
 
 def _as_array(values: Any, name: str) -> np.ndarray:
@@ -228,7 +238,7 @@ def _as_array(values: Any, name: str) -> np.ndarray:
         raise ScoreError(f"{name} must have the shape (height, width), not {array.shape}")
     if array.dtype != bool and not np.issubdtype(array.dtype, np.number):
         raise ScoreError(f"{name} must hold numbers, not {array.dtype}")
-    if not np.isfinite(array).all():
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
         raise ScoreError(f"{name} holds NaN or infinity")
     return array
 

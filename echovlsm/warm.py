@@ -1,9 +1,9 @@
 """Warm starts: notebooks executed in processes forked from one that has the slow libraries imported already.
 
 Starting a kernel and importing PyTorch, Transformers, MONAI and PEFT takes longer than a small cell trains.
-Here one process imports them once and does nothing else: it makes no tensor, draws no random number, starts no
-thread and touches no GPU, so that a fork of it is as good as a new process. For each notebook it forks a worker,
-which runs `echovlsm.execute` and, before anything else, forks the process that becomes the notebook's kernel.
+Here one process imports them once and does nothing else: it makes no tensor, draws no random number, starts
+no thread and touches no GPU, so that a fork of it is as good as a new process. For each notebook it forks a
+worker, which runs `echovlsm.execute` and, before anything else, forks the process that becomes the kernel.
 The package's own modules are not imported beforehand: every kernel gets them as they are on disk.
 
     keep = warm.start()       # from now on every `python -m echovlsm.execute` below this process starts warm
@@ -67,17 +67,17 @@ def possible() -> bool:
     return sys.platform == "linux" and not any(Path(node).exists() for node in _GPU)
 
 
-def start() -> subprocess.Popen[bytes] | None:
+def start(libraries: Sequence[str] = LIBRARIES) -> subprocess.Popen[bytes] | None:
     """Start the warm process and say so in this process's environment; keep what it returns.
 
-    It ends when what is returned is dropped or its `stdin` closed, and with the calling process. None where
-    warm starts are not possible.
+    It imports `libraries`, and ends when what is returned is dropped or its `stdin` closed, and with the
+    calling process. None where warm starts are not possible.
     """
     if not possible():
         return None
     path = Path(tempfile.mkdtemp(prefix="echovlsm-"), "warm")
     os.environ[SOCKET] = str(path)
-    command = [sys.executable, "-m", "echovlsm.warm", str(path)]
+    command = [sys.executable, "-m", "echovlsm.warm", str(path), *libraries]
     # Figures go into the notebook, and Arrow's allocator gets no thread.
     settings = {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -90,7 +90,7 @@ def start() -> subprocess.Popen[bytes] | None:
 
 
 def delegate(arguments: Sequence[str]) -> int | None:
-    """Let the warm process run ``echovlsm.execute``; its exit status, or None where there is none to run it."""
+    """Let the warm process run ``echovlsm.execute``; its exit status, or None without a warm process."""
     path = os.environ.get(SOCKET)
     if not path:
         return None
@@ -112,12 +112,12 @@ def delegate(arguments: Sequence[str]) -> int | None:
     return status[0] if status else 1
 
 
-def serve(path: str) -> int:
+def serve(path: str, libraries: Sequence[str]) -> int:
     """Import, listen, and fork a worker for each connection, until stdin is closed."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(256)  # whoever connects before the imports are through waits for them
-        for name in LIBRARIES:
+        for name in libraries:
             importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:
             print("warm starts: a library started a thread on import; starting cold", file=sys.stderr)
@@ -193,15 +193,17 @@ def _become_kernel(receive: int) -> int:
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
-    import numpy as np
-    import torch
     from ipykernel.kernelapp import IPKernelApp
 
-    np.random.seed()  # otherwise every kernel would begin with the parent's numbers
-    with contextlib.suppress(KeyError, ValueError):
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.argv = ["ipykernel_launcher", *job["arguments"]]
-    IPKernelApp.launch_instance(argv=job["arguments"])
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # otherwise every kernel would begin with the parent's numbers
+    if "torch" in sys.modules:
+        with contextlib.suppress(KeyError, ValueError):
+            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # The application read its parent's id from the environment when it was imported, long ago.
+    arguments = [*job["arguments"], f"--IPKernelApp.parent_handle={os.getppid()}"]
+    sys.argv = ["ipykernel_launcher", *arguments]
+    IPKernelApp.launch_instance(argv=arguments)
     return 0
 
 
@@ -246,7 +248,7 @@ class _Waiting:
 
 
 def kernel_options() -> dict[str, Any]:
-    """What Papermill is to be told so that the kernel is the waiting process; nothing after an ordinary start."""
+    """What Papermill is told so that the kernel is the waiting process; nothing after an ordinary start."""
     waiting, _Waiting.kernel = _Waiting.kernel, None
     if waiting is None:
         return {}
@@ -269,4 +271,7 @@ def kernel_options() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1]))
+    # By its name, or `echovlsm.execute` would look into another copy of this module.
+    from echovlsm import warm
+
+    sys.exit(warm.serve(sys.argv[1], sys.argv[2:]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -16,6 +18,7 @@ import yaml
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+GRID = "runs/smoke/phantom-smoke/grid"
 CELL = "runs/smoke/phantom-smoke/clipseg-P1-real-unfrozen-seed42"
 
 
@@ -36,6 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     for name in ("Snakefile", "_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff"):
         shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "profiles", root / "profiles")
     shutil.copytree(
         ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
     )
@@ -209,6 +213,86 @@ def test_cris_with_adapters_trains_and_is_evaluated(study: Path) -> None:
     assert set(scores["strategy"]) == {"zeroshot", "real"}
     tensors = (study / cell / "weights" / "model.safetensors").read_bytes()
     assert b"lora_" not in tensors
+
+
+def _dates(root: Path) -> dict[str, str]:
+    """When each complete cell of the grid was made."""
+    records = {p: yaml.safe_load(p.read_text()) for p in (root / GRID).glob("*/run.yaml")}
+    return {p.parent.name: r["date"] for p, r in records.items() if r.get("evaluation")}
+
+
+def test_the_grid_has_every_cell_and_finds_pretrained_runs(study: Path) -> None:
+    from echovlsm.grid import read_grid
+
+    cells = read_grid(study / "notebooks/grids/smoke.yaml").cells
+    assert {cell.name for cell in cells} == set(_dates(study))
+    tuned = study / GRID / "clipseg-P7-synth-PT_real-FT-unfrozen-seed1"
+    before = study / GRID / "clipseg-P6-synthetic-unfrozen-seed1"
+    records = [yaml.safe_load((run / "run.yaml").read_text()) for run in (tuned, before)]
+    assert records[0]["pretrained"] == records[1]["content"]
+    assert not (tuned / "pretraining").exists()
+    assert records[0]["peak_memory_gib"] > 0
+    assert not (study / GRID / "clipseg-P0-zeroshot-unfrozen-seed1" / "weights").exists()
+
+
+def test_the_papers_tables_come_from_the_cells(study: Path) -> None:
+    folder = study / "runs/smoke/06_results"
+    scores = pd.read_parquet(folder / "scores.parquet")
+    table = pd.read_csv(folder / "table_unfrozen.csv", index_col=["model", "strategy"])
+    own = scores.query("model == 'clipseg' and strategy == 'real' and prompt == 'P7'")["dice"]
+    assert table.loc[("clipseg", "real"), "P7"] == f"{100 * own.mean():.2f} ± {100 * own.std():.2f}"
+    assert table.loc[("clipseg", "synthetic"), "P7"] == "N/A"
+    assert table.loc[("clipseg", "synthetic"), "P6"] != "N/A"
+    empty = pd.read_csv(folder / "empty_prompt.csv")
+    assert {"their union", "myocardium"} <= set(empty.columns)
+    effects = pd.read_csv(folder / "word_effects.csv")
+    assert {"structure", "view", "phase", "sex", "age", "quality", "shape"} == set(effects["swapped"])
+
+
+def test_a_killed_grid_runs_only_what_is_missing(study: Path) -> None:
+    part = ["grid", "--config", "scale=smoke", "threads=1", "models=clipseg", "prompts=P1", "strategies=real"]
+    part.append("seeds=11,12,13,14")
+    before = _dates(study)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *part]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen(command, cwd=study, env=_environment(study), start_new_session=True, **quiet)
+    new: set[str] = set()
+    limit = time.monotonic() + 300
+    while len(new) < 2 and first.poll() is None and time.monotonic() < limit:
+        time.sleep(0.1)
+        new = set(_dates(study)) - set(before)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = _dates(study)
+    assert 2 <= len(set(done) - set(before)) < 4
+
+    unlock = _snakemake(study, *part, "--unlock")
+    assert unlock.returncode == 0, unlock.stderr[-2000:]
+    told = _snakemake(study, *part, "-n")
+    missing = 4 - len(set(done) - set(before))
+    assert f"{missing} to run" in told.stderr
+    again = _snakemake(study, *part)
+    assert again.returncode == 0, again.stderr[-3000:]
+    after = _dates(study)
+    assert len(set(after) - set(before)) == 4
+    finished = {name: date for name, date in done.items() if after[name] == date}
+    # the cell that was scored when the kill came may have been executed to its end once more
+    assert len(set(done) - set(finished)) <= 1
+
+
+def test_a_dead_cell_takes_no_other_with_it(study: Path) -> None:
+    content = yaml.safe_load((study / "notebooks/grids/smoke.yaml").read_text())
+    content["models"]["cris"]["weights"] = "data/weights/nowhere"
+    (study / "notebooks/grids/broken.yaml").write_text(yaml.safe_dump(content))
+    axes = ["models=cris,clipseg", "prompts=P1", "strategies=real", "seeds=21"]
+    result = _snakemake(
+        study, "grid", "--config", "scale=smoke", "threads=1", "grid=notebooks/grids/broken.yaml", *axes
+    )
+    (study / "notebooks/grids/broken.yaml").unlink()
+    assert result.returncode != 0
+    assert "data/weights/nowhere does not exist" in result.stdout + result.stderr
+    made = {name for name in _dates(study) if name.endswith("seed21")}
+    assert made == {"clipseg-P1-real-unfrozen-seed21"}
 
 
 def test_a_batch_run_stops_before_the_kernel_starts(project: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pandas as pd
@@ -38,9 +37,14 @@ def test_the_example_of_another_structure_runs(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "weights").symlink_to(ROOT / "data" / "weights")
     environment = _environment(ECHOVLSM_ROOT=str(tmp_path), PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-c", small]
-    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run(command, check=False, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", small],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     meta = yaml.safe_load((tmp_path / "data/cohorts/right-ventricle/cohort.yaml").read_text())
     assert meta["name"] == "right-ventricle"
@@ -142,10 +146,10 @@ def test_the_workflow_runs_through_a_submit_script(site: Path) -> None:
 def test_each_job_that_trains_asks_for_one_gpu(site: Path) -> None:
     """The whole study is submitted to a shell that makes the files and runs nothing."""
     shell = site / "pretend"
-    each = 'mkdir -p "$(dirname "$f")"; touch "$f"'
-    shell.write_text(f'#!/bin/bash
-for f in $(python3 "$STANDIN_READ" "$1"); do {each}; done
-')
+    shell.write_text(
+        '#!/bin/bash\nfor f in $(python3 "$STANDIN_READ" "$1"); do\n'
+        '    mkdir -p "$(dirname "$f")"; touch "$f"\ndone\n'
+    )
     shell.chmod(0o755)
     reader = site / "read.py"
     reader.write_text(

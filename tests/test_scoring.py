@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from echovlsm.scoring import METRICS, ScoreError, score, score_table, to_mask
@@ -84,6 +85,35 @@ def test_every_distance_agrees_with_brute_force_over_the_outlines():
         max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5
     )
     assert result["assd"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [None, (0.31, 0.62)])
+def test_every_score_is_that_of_monai(spacing):
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_dice,
+        compute_hausdorff_distance,
+        compute_iou,
+    )
+
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        pair = [ndimage.gaussian_filter(rng.normal(size=(90, 120)), 6) > level for level in (0.01, 0.03)]
+        mine = score(*pair, spacing=spacing, size=None)
+        batch = [torch.from_numpy(mask)[None, None].double() for mask in pair]
+        options = {"include_background": True, "spacing": spacing}
+        theirs = {
+            "dice": compute_dice(*batch),
+            "iou": compute_iou(*batch),
+            "hausdorff": compute_hausdorff_distance(*batch, **options),
+            "hausdorff95": compute_hausdorff_distance(*batch, percentile=95, **options),
+        }
+        expected = {key: value.item() for key, value in theirs.items()}
+        # MONAI takes percentiles in single precision
+        assert {key: mine[key] for key in theirs} == pytest.approx(expected, rel=1e-5)
+        # MONAI's symmetric mean weighs both directions by their number of points, as `assd` does
+        symmetric = compute_average_surface_distance(*batch, symmetric=True, **options).item()
+        assert mine["assd"] == pytest.approx(symmetric)
 
 
 def test_a_mask_touching_the_picture_border_has_its_outline_there():

@@ -1,0 +1,267 @@
+"""Score a folder of patients with a kept run: one command, one row a mask.
+
+    python -m echovlsm.evaluate /path/to/CAMUS_public runs/camus/camus/main --out scores.parquet
+
+The folder has the layout of the public CAMUS release; its subgroup files may be absent or incomplete. Beside
+the scores lies a record of how they came about (``scores.yaml``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from echovlsm import STRUCTURES, runs
+from echovlsm.cohort import CohortError, cohort_hash, load_labels, read_cohort
+from echovlsm.scoring import METRICS, PAPER_SIZE, score_table, to_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor
+
+SPLITS: tuple[str, ...] = ("auto", "test", "val", "train", "all")
+"""What `choose_pictures` knows."""
+
+IDENTITY: tuple[str, ...] = ("patient", "view", "phase", "split", "quality", "sex", "age")
+"""Columns of the frames table that a row of scores carries."""
+
+
+class EvaluationError(ValueError):
+    """A cohort, run or option that cannot be scored; the message names the remedy."""
+
+
+def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFrame, str]:
+    """The pictures with a mask that are to be scored, and a sentence that says which they are.
+
+    Parameters
+    ----------
+    cohort
+        Folder of patients.
+    split
+        ``test``, ``val`` or ``train``: the patients of that subgroup file; ``all``: every patient in the
+        folder; ``auto``: the testing patients, or every patient if no subgroup file names one that is there.
+
+    Raises
+    ------
+    EvaluationError
+        An unknown split, or no picture with a mask in it.
+    CohortError
+        The folder is no cohort.
+    """
+    if split not in SPLITS:
+        raise EvaluationError(f"--split: {split!r} is not known; choose one of {', '.join(SPLITS)}")
+    frames = read_cohort(runs.resolve(cohort), split="any")
+    listed = set(frames["split"].dropna())
+    if split == "auto" and listed and "test" not in listed:
+        raise EvaluationError(
+            f"{cohort}: its subgroup files name {' and '.join(sorted(listed))} patients, but none of the "
+            "testing ones is here; say which to score: --split val, train or all"
+        )
+    wanted = split if split != "auto" else ("test" if listed else "all")
+    chosen = frames if wanted == "all" else frames[frames["split"] == wanted]
+    if chosen.empty:
+        raise EvaluationError(
+            f"{cohort}: no {wanted} patient is both listed in database_split/ and in the folder; "
+            "--split all scores every patient in the folder"
+        )
+    with_mask = chosen[chosen["labels"].notna()].reset_index(drop=True)
+    if with_mask.empty:
+        raise EvaluationError(
+            f"{cohort}: none of its {len(chosen)} pictures has a mask (*_gt.nii.gz): nothing to score with"
+        )
+    with_mask.attrs = frames.attrs
+    what = "patients, all in the folder" if wanted == "all" else f"{wanted} patients"
+    says = f"{len(with_mask)} pictures of {with_mask['patient'].nunique()} {what}"
+    without = len(chosen) - len(with_mask)
+    return with_mask, says + (f"; {without} pictures without a mask are left out" if without else "")
+
+
+def kept_run(run: str | Path) -> runs.RunFolder:
+    """A complete run with weights.
+
+    Raises
+    ------
+    EvaluationError
+        The folder is no such run.
+    """
+    folder = runs.RunFolder(run)
+    record = folder.record
+    if not record or not {"model", "prompt"} <= set(record.get("parameters", {})):
+        raise EvaluationError(
+            f"{folder.path}: no training's run.yaml is here; give a run folder of notebook 04"
+        )
+    if not folder.complete or not (folder / "weights").is_dir():
+        raise EvaluationError(
+            f"{folder.path}: holds no finished training with weights; run notebooks/04_training.ipynb with "
+            "its parameters (recorded results carry no weights; book/how_to_run.md says how to train again)"
+        )
+    return folder
+
+
+def predict_run(run: runs.RunFolder, frames: pd.DataFrame, batch_size: int = 16) -> Tensor:
+    """Logits float32 (N, S, h, w) of a run's model, for every picture and structure, at the model's size.
+
+    Prompts have the run's level and the first template variant; absent metadata leave out their clause.
+    """
+    from echovlsm.models import load
+    from echovlsm.strategies import strategy_triplets
+    from echovlsm.training import predict
+
+    trained = run.record["parameters"]
+    if trained["model"] == "unet":
+        from echovlsm.strategies import starting_model
+
+        model = starting_model("unet", run / "weights", "unfrozen")
+    else:
+        model = load(trained["model"], run / "weights")
+    strategy = trained.get("strategy", "real")
+    asked = frames.assign(split="test")
+    asked.attrs = frames.attrs
+    triplets = strategy_triplets(
+        strategy, "test", asked, [], trained["prompt"], model, variant="0", missing="omit"
+    )
+    return predict(model.eval(), triplets, batch_size, progress=sys.stderr.isatty())
+
+
+def score_run(
+    run: runs.RunFolder, frames: pd.DataFrame, logits: Tensor, size: int = PAPER_SIZE
+) -> pd.DataFrame:
+    """Scores of a run, one row a mask: identity, structure, the run's settings, and `score_table`'s columns.
+
+    Parameters
+    ----------
+    run, frames, logits
+        Of `kept_run`, `choose_pictures` and `predict_run`.
+    size
+        Side at which masks are compared, distances in its pixels; 0: native size, distances in millimetres.
+    """
+    trained = run.record["parameters"]
+    settings = {key: trained[key] for key in ("model", "prompt", "encoders", "seed") if key in trained}
+    settings["strategy"] = trained.get("strategy", "real")
+
+    def rows() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, Any]]:
+        for row, answers in zip(frames.itertuples(), logits.sigmoid(), strict=True):
+            reference, known = load_labels(row), {name: getattr(row, name) for name in IDENTITY}
+            spacing = None if size else (row.spacing_y, row.spacing_x)
+            for (value, structure), answer in zip(STRUCTURES.items(), answers, strict=True):
+                yield {**known, "structure": structure}, answer.numpy(), reference == value, spacing
+
+    total = len(frames) * len(STRUCTURES)
+    table = score_table(rows(), size=size or None, total=total, progress=sys.stderr.isatty())
+    meta = frames.attrs["meta"]
+    return table.assign(**settings, cohort=meta["name"], scale=run.record.get("scale"))
+
+
+def clinical_ends(frames: pd.DataFrame, logits: Tensor) -> pd.DataFrame:
+    """Volumes and ejection fraction of each patient; `source` says whether of reference or prediction.
+
+    Where the masks of two structures overlap, the one of higher probability counts.
+
+    Raises
+    ------
+    echovlsm.clinical.ClinicalError
+        No view has a genuine pixel size.
+    """
+    import pandas as pd
+
+    from echovlsm.clinical import clinical_table
+
+    rows = [row._asdict() for row in frames.itertuples()]
+    truth = clinical_table((row, load_labels(row)) for row in rows)
+
+    def predicted() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        for row, answers in zip(rows, logits, strict=True):
+            yield row, labels_of(answers, (row["height"], row["width"]))
+
+    found = clinical_table(predicted())
+    return pd.concat([truth.assign(source="reference"), found.assign(source="prediction")], ignore_index=True)
+
+
+def labels_of(logits: Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """One label map uint8 `shape` from logits (S, h, w): of the structures found, the most probable."""
+    import torch
+    from torch.nn import functional
+
+    found = to_mask(logits, shape)
+    sure = functional.interpolate(
+        logits[None].float().sigmoid(), size=shape, mode="bilinear", align_corners=False
+    )[0]
+    values = torch.tensor(list(STRUCTURES), dtype=torch.uint8)
+    best = torch.where(found, sure, torch.zeros(())).max(dim=0)
+    return torch.where(found.any(dim=0), values[best.indices], torch.zeros((), dtype=torch.uint8)).numpy()
+
+
+def summary(scores: pd.DataFrame) -> str:
+    """Mean Dice of each structure and of all, in lines."""
+    means = scores.groupby("structure", sort=False)["dice"].mean()
+    lines = [f"  {name:<24} {value:.3f}" for name, value in means.items()]
+    return "\n".join(["mean Dice", *lines, f"  {'all three':<24} {means.mean():.3f}"])
+
+
+def main(
+    cohort: Annotated[Path, typer.Argument(help="folder of patients in the layout of the CAMUS release")],
+    run: Annotated[Path, typer.Argument(help="run folder of a training, with its weights")],
+    split: Annotated[str, typer.Option(help=", ".join(SPLITS))] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="file of the scores; scores-<cohort>.parquet in the run")
+    ] = None,
+    size: Annotated[
+        int, typer.Option(help="side at which masks are compared; 0: native, in mm")
+    ] = PAPER_SIZE,
+    clinical: Annotated[Path | None, typer.Option(help="also write volumes and EF here (.csv)")] = None,
+    threads: Annotated[int, typer.Option(help="processor threads; 0: as the machine likes")] = 0,
+) -> None:
+    """Score a folder of patients with a kept run."""
+    from echovlsm.clinical import ClinicalError
+
+    clock = time.perf_counter()
+    try:
+        if out is not None and out.suffix != ".parquet":
+            raise EvaluationError(f"--out: {out} must end in .parquet")
+        if size < 0:
+            raise EvaluationError(f"--size: {size} is no number of pixels")
+        folder = kept_run(run)
+        runs.set_up(threads, 0)
+        frames, says = choose_pictures(cohort, split)
+        typer.echo(says)
+        logits = predict_run(folder, frames)
+        ends = clinical_ends(frames, logits) if clinical else None
+        scores = score_run(folder, frames, logits, size)
+    except (EvaluationError, CohortError, ClinicalError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    target = (out or folder / f"scores-{frames.attrs['meta']['name']}.parquet").absolute()
+    files = runs.RunFolder(target.parent)
+    files.write_table(target.name, scores)
+    if clinical:
+        runs.RunFolder(clinical.absolute().parent).write_table(clinical.name, ends)
+    means = scores.groupby("structure", sort=False)["dice"].mean()
+    record = {
+        "run": folder.path.name,
+        "weights_hash": runs.weights_hash(folder / "weights"),
+        "pictures": says,
+        "data_hash": cohort_hash(frames),
+        "size": size,
+        "metrics": list(METRICS),
+        "dice": {**{name: float(value) for name, value in means.items()}, "mean": float(means.mean())},
+        "minutes": round((time.perf_counter() - clock) / 60, 2),
+        "peak_memory_gib": runs.peak_memory(),
+        "commit": runs.commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": runs.device_name(),
+    }
+    files.write_yaml(f"{target.stem}.yaml", record)
+    typer.echo(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
