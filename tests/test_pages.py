@@ -160,7 +160,7 @@ def test_each_job_that_trains_asks_for_one_gpu(site: Path) -> None:
         "print(*job['output'], *done)\n"
     )
     more = {"STANDIN_SHELL": str(shell), "STANDIN_READ": str(reader)}
-    done = _snakemake(site, "study", "--profile", "cluster/standin", **more)
+    done = _snakemake(site, "study", "--profile", "cluster/standin", "--jobs", "8", **more)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (site / ".snakemake" / "standin.log").read_text().splitlines()
     asked = [dict(word.split("=") for word in line.split()) for line in lines]
