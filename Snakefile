@@ -284,7 +284,7 @@ rule explorer:
         EXECUTED["08_explorer"],
     threads: VALUES["threads"]
     shell:
-        command("08_explorer")
+        command("08_explorer") + ("" if "explore" in CHANGES else f" -p explore {shlex.quote(str(CELL))}")
 
 
 rule evaluate:
