@@ -229,6 +229,7 @@ class Study:
             "curve": curve,
             "dice": [[round(float(value), 5) for value in row] for row in dice],
             "seconds": round(time.perf_counter() - clock, 1),
+            "peak_memory_gib": runs.peak_memory(),
             "commit": runs.commit(),
         }
         _write(file, json.dumps(record))

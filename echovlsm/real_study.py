@@ -89,7 +89,7 @@ def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
     """Write scores, curves and a record of how they came about; no pictures, no weights."""
     scores, curves = study.tables(wanted)
     made = [one for one in wanted if (study.folder / one.file).is_file()]
-    seconds = [json.loads((study.folder / one.file).read_text())["seconds"] for one in made]
+    read = [json.loads((study.folder / one.file).read_text()) for one in made]
     trained = study.folder.glob("pretrained-*/training.json")
     pretraining = {
         file.parent.name.removeprefix("pretrained-"): round(json.loads(file.read_text())["seconds"] / 60, 1)
@@ -110,10 +110,10 @@ def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
         "pool_patients": len(study.patients),
         "data_hash": study.made_from["data_hash"],
         "weights_hash": study.made_from["weights_hash"],
-        "minutes": round(sum(seconds) / 60, 1),
+        "minutes": round(sum(one["seconds"] for one in read) / 60, 1),
         "pretraining_minutes": pretraining,
-        "peak_memory_gib": round(runs.peak_memory(), 2),
-        "commit": runs.commit(),
+        "peak_memory_gib": max(one.get("peak_memory_gib", 0.0) for one in read),
+        "commit": ", ".join(sorted({one["commit"] for one in read})),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": runs.device_name(),
         "packages": runs.package_versions(),
