@@ -21,7 +21,7 @@ import torch
 import typer
 
 from echovlsm import runs
-from echovlsm.learning_curves import NONE, CurveError, Plan, Run, Study, all_runs
+from echovlsm.learning_curves import LONGER, NONE, CurveError, Plan, Run, Study, all_runs
 
 
 def _numbers(text: str, name: str) -> list[int]:
@@ -49,7 +49,9 @@ def main(
     pretraining_steps: Annotated[int, typer.Option(help="optimiser steps on synthetic pictures")] = 400,
     image_size: Annotated[int, typer.Option(help="side in pixels; 0: that of the weights")] = 0,
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/camus/curves"),
-    minutes: Annotated[float, typer.Option(help="start no further run after this; 0: no limit")] = 0,
+    minutes: Annotated[
+        float, typer.Option(help="start no further run after this; 0: no limit; below 0: none at all")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     install: Annotated[Path | None, typer.Option(help="put tables and record into this folder")] = None,
 ) -> None:
@@ -75,7 +77,7 @@ def main(
     for number, one in enumerate(wanted, start=1):
         if (study.folder / one.file).is_file():
             continue
-        if minutes and time.perf_counter() - clock > 60 * minutes:
+        if minutes < 0 or (minutes and time.perf_counter() - clock > 60 * minutes):
             typer.echo(f"{len(wanted) - number + 1} runs are left; the same command goes on")
             break
         record = study.run(one)
@@ -85,10 +87,17 @@ def main(
         typer.echo(f"written to {put_on_record(study, wanted, runs.resolve(install))}")
 
 
+def comparable(study: Study, wanted: Sequence[Run]) -> list[Run]:
+    """The finished runs whose number of patients and seed every pretraining has, so that means compare like."""
+    made = [one for one in wanted if (study.folder / one.file).is_file()]
+    lacking = {(one.patients, one.seed) for one in wanted if one not in made and one.pretraining != LONGER}
+    return [one for one in made if (one.patients, one.seed) not in lacking]
+
+
 def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
     """Write scores, curves and a record of how they came about; no pictures, no weights."""
-    scores, curves = study.tables(wanted)
-    made = [one for one in wanted if (study.folder / one.file).is_file()]
+    made = comparable(study, wanted)
+    scores, curves = study.tables(made)
     read = [json.loads((study.folder / one.file).read_text()) for one in made]
     trained = study.folder.glob("pretrained-*/training.json")
     pretraining = {

@@ -21,7 +21,7 @@ from echovlsm.learning_curves import (
     Study,
     all_runs,
 )
-from echovlsm.real_study import put_on_record
+from echovlsm.real_study import comparable, put_on_record
 from echovlsm.strategies import StrategyError
 
 
@@ -106,6 +106,10 @@ def test_tables_hold_one_row_a_mask_and_say_how_they_were_made(study: Study, tmp
     scores, curves = pd.read_parquet(folder / "curve_scores.parquet"), pd.read_csv(folder / "curves.csv")
     assert len(scores) == len(wanted) * len(study.scored) * 3
     assert set(scores["trained_on"]) == {0, 1}
+    # a point that one of the pretrainings lacks would compare unlike seeds
+    (study.folder / Run("phantom", 1, 0).file).rename(study.folder / "away")
+    assert {(one.patients, one.seed) for one in comparable(study, wanted)} == {(0, 0)}
+    (study.folder / "away").rename(study.folder / Run("phantom", 1, 0).file)
     assert set(curves["step"]) == {0, 1, 2, 3}
     text = (folder / "run.yaml").read_text()
     assert "status: partial" in text  # one was asked for that is not there
