@@ -198,8 +198,8 @@ def _count_axis(axes: Axes, places: Mapping[int, float]) -> None:
     axes.set_xlabel("real patients to learn from (logarithmic; 0 apart)")
 
 
-def plot_curves(table: pd.DataFrame) -> Figure:
-    """Dice against number of patients; bands are intervals over scored patients, bars the range of seeds."""
+def plot_curves(table: pd.DataFrame, steps: int) -> Figure:
+    """Dice after `steps` against number of patients; bands are intervals over scored patients, bars the range of seeds."""
     figure, axes = plt.subplots(figsize=(8, 4.4))
     places = _places(table["trained_on"])
     for offset, name in enumerate(name for name in NAMES if name in set(table["pretraining"])):
@@ -227,9 +227,9 @@ def plot_curves(table: pd.DataFrame) -> Figure:
     found = without_patients(table)
     told = f"{NAMES[found['pretraining']]} and no real patient: Dice {found['dice']:.2f}"
     if found["patients"]:
-        more = f"as much as {found['patients']} patients give without pretraining"
+        more = f"as much as {found['patients']} patients give in {steps} steps without pretraining"
     else:
-        more = f"more than {found['most']} patients give without pretraining in as many steps"
+        more = f"more than {found['most']} patients give in {steps} steps without pretraining"
     axes.set_title(f"{told[0].upper()}{told[1:]},\n{more}")
     return figure
 

@@ -88,7 +88,7 @@ def main(
 
 
 def comparable(study: Study, wanted: Sequence[Run]) -> list[Run]:
-    """The finished runs whose patients and seed every pretraining has, so that means compare like."""
+    """The finished runs whose number of patients and seed every pretraining has: means compare like."""
     made = [one for one in wanted if (study.folder / one.file).is_file()]
     lacking = {(one.patients, one.seed) for one in wanted if one not in made and one.pretraining != LONGER}
     return [one for one in made if (one.patients, one.seed) not in lacking]
