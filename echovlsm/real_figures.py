@@ -199,7 +199,7 @@ def _count_axis(axes: Axes, places: Mapping[int, float]) -> None:
 
 
 def plot_curves(table: pd.DataFrame, steps: int) -> Figure:
-    """Dice after `steps` against number of patients; bands are intervals over scored patients, bars the range of seeds."""
+    """Dice after `steps` against number of patients; bands: intervals over patients, bars: range of seeds."""
     figure, axes = plt.subplots(figsize=(8, 4.4))
     places = _places(table["trained_on"])
     for offset, name in enumerate(name for name in NAMES if name in set(table["pretraining"])):
