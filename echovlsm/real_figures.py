@@ -199,11 +199,7 @@ def _count_axis(axes: Axes, places: Mapping[int, float]) -> None:
 
 
 def plot_curves(table: pd.DataFrame, steps: int) -> Figure:
-<<<<<<< HEAD
-    """Dice after `steps` against number of patients; bands: intervals over patients, bars: seeds."""
-=======
     """Dice after `steps` against number of patients; bands: intervals over patients, bars: range of seeds."""
->>>>>>> w-real
     figure, axes = plt.subplots(figsize=(8, 4.4))
     places = _places(table["trained_on"])
     for offset, name in enumerate(name for name in NAMES if name in set(table["pretraining"])):
