@@ -238,7 +238,8 @@ def test_the_grid_has_every_cell_and_finds_pretrained_runs(study: Path) -> None:
 def test_the_papers_tables_come_from_the_cells(study: Path) -> None:
     folder = study / "runs/smoke/06_results"
     scores = pd.read_parquet(folder / "scores.parquet")
-    table = pd.read_csv(folder / "table_unfrozen.csv", index_col=["model", "strategy"])
+    options = {"index_col": ["model", "strategy"], "keep_default_na": False}
+    table = pd.read_csv(folder / "table_unfrozen.csv", **options)
     own = scores.query("model == 'clipseg' and strategy == 'real' and prompt == 'P7'")["dice"]
     assert table.loc[("clipseg", "real"), "P7"] == f"{100 * own.mean():.2f} ± {100 * own.std():.2f}"
     assert table.loc[("clipseg", "synthetic"), "P7"] == "N/A"
