@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab lint clean distclean
+.PHONY: help setup book grid test lab lint clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,7 +20,10 @@ help:  ## show this list
 setup: $(STAMP)  ## create .venv (done by the others when needed)
 
 book: $(STAMP)  ## run the whole study (SCALE=demo) and build the book
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) book --rerun-incomplete --config scale=$(SCALE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) book --config scale=$(SCALE)
+
+grid: $(STAMP)  ## run the grid of notebooks/grids (SCALE=demo), for the tables of notebook 06
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) grid --config scale=$(SCALE)
 
 test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k cohort")
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)

@@ -31,6 +31,7 @@ NOTEBOOKS = (
     "06_results",
     "07_published",
     "08_explorer",
+    "09_real_hearts",
 )
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
@@ -63,6 +64,7 @@ EXECUTED = {
     "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
     "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
     "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
+    "09_real_hearts": f"runs/{PROFILE}/09_real_hearts/09_real_hearts.ipynb",
 }
 # Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
 PUBLISHING = {"book", "book_assets", "book_tables", "freshness", "scenes", "pretraining", "warm"}
@@ -70,7 +72,8 @@ MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*
 CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
 RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
 EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
-CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER]
+HEARTS = [path for path in MODULES if Path(path).stem.startswith(("real_", "learning_curves", "clinical", "evaluate"))]
+CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS]
 
 
 def files_of(folder):
@@ -284,7 +287,20 @@ rule explorer:
         EXECUTED["08_explorer"],
     threads: VALUES["threads"]
     shell:
-        command("08_explorer")
+        command("08_explorer") + ("" if "explore" in CHANGES else f" -p explore {shlex.quote(str(CELL))}")
+
+
+rule hearts:
+    input:
+        SOURCES["09_real_hearts"],
+        PROFILE_FILE,
+        CODE,
+        HEARTS,
+        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
+    output:
+        EXECUTED["09_real_hearts"],
+    shell:
+        command("09_real_hearts")
 
 
 rule evaluate:

@@ -43,6 +43,10 @@ _SCALE_NOTES = {
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 # The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
 _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
+# Thebe is not used (_config.yml); its settings stand on every page twice, which is a syntax error.
+_THEBE = re.compile(
+    r"<script>const THEBE_JS_URL.*?</script>\s*|<script[^>]*sphinx-thebe\.js[^>]*></script>\s*"
+)
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
 
@@ -300,12 +304,24 @@ def build(
     absent = [page for page in ["index", *toc_pages(root)] if not (built / f"{page}.html").is_file()]
     if absent:
         raise BookError(f"Jupyter Book ended well, but made no page of {', '.join(absent)}; see {log}")
-    for page in built.rglob("*.html"):
-        page.write_text(_FONT_PRELOAD.sub("", page.read_text()))
+    _quiet(built)
     html.parent.mkdir(exist_ok=True)
     os.replace(built, html)
     shutil.rmtree(work)
     return html / "index.html"
+
+
+def _quiet(built: Path) -> None:
+    """Leave out of the built pages what a browser would complain of when they are opened as files."""
+    icons = built / "_static" / "vendor" / "widgets"
+    for page in built.rglob("*.html"):
+        text = page.read_text()
+        for unwanted in (_FONT_PRELOAD, _THEBE):
+            text = unwanted.sub("", text)
+        page.write_text(text)
+        if "vendor/embed-amd.js" in text:  # it looks for its icons beside the page
+            beside = page.parent / "@jupyter-widgets" / "html-manager" / "dist"
+            shutil.copytree(icons, beside, dirs_exist_ok=True)
 
 
 # -- command line ---------------------------------------------------------------------------------------

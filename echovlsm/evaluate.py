@@ -9,6 +9,7 @@ the scores lies a record of how they came about (``scores.yaml``).
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -207,6 +208,29 @@ def summary(scores: pd.DataFrame) -> str:
     return "\n".join(["mean Dice", *lines, f"  {'all three':<24} {means.mean():.3f}"])
 
 
+def put_on_record(
+    run: runs.RunFolder, scores: pd.DataFrame, ends: pd.DataFrame | None, evaluation: dict[str, Any], to: Path
+) -> Path:
+    """Copy what may be published of a scored run into a folder of `to`: scores, history, record; no weights.
+
+    `run.yaml` is the training's, with `evaluation` added and without the paths of one machine.
+    """
+    trained = run.record
+    parameters = {key: value for key, value in trained["parameters"].items() if key not in ("cohort", "run")}
+    strategy = parameters.get("strategy", "real")
+    words = (parameters[key] for key in ("model", "prompt"))
+    name = runs.run_path("-", "-", *words, strategy, parameters["encoders"], parameters["seed"]).name
+    target = runs.RunFolder(runs.resolve(to) / name)
+    target.write_table("scores.parquet", scores)
+    if ends is not None:
+        target.write_table("clinical.csv", ends)
+    if (run / "history.csv").is_file():
+        target.path.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / "history.csv", target / "history.csv")
+    target.write_yaml("run.yaml", {**trained, "parameters": parameters, "evaluation": evaluation})
+    return target.path
+
+
 def main(
     cohort: Annotated[Path, typer.Argument(help="folder of patients in the layout of the CAMUS release")],
     run: Annotated[Path, typer.Argument(help="run folder of a training, with its weights")],
@@ -219,6 +243,7 @@ def main(
     ] = PAPER_SIZE,
     clinical: Annotated[Path | None, typer.Option(help="also write volumes and EF here (.csv)")] = None,
     threads: Annotated[int, typer.Option(help="processor threads; 0: as the machine likes")] = 0,
+    record: Annotated[Path | None, typer.Option(help="put the run on record in this folder")] = None,
 ) -> None:
     """Score a folder of patients with a kept run."""
     from echovlsm.clinical import ClinicalError
@@ -234,7 +259,7 @@ def main(
         frames, says = choose_pictures(cohort, split)
         typer.echo(says)
         logits = predict_run(folder, frames)
-        ends = clinical_ends(frames, logits) if clinical else None
+        ends = clinical_ends(frames, logits) if clinical or record else None
         scores = score_run(folder, frames, logits, size)
     except (EvaluationError, CohortError, ClinicalError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -245,7 +270,7 @@ def main(
     if clinical:
         runs.RunFolder(clinical.absolute().parent).write_table(clinical.name, ends)
     means = scores.groupby("structure", sort=False)["dice"].mean()
-    record = {
+    known = {
         "run": folder.path.name,
         "weights_hash": runs.weights_hash(folder / "weights"),
         "pictures": says,
@@ -259,7 +284,11 @@ def main(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": runs.device_name(),
     }
-    files.write_yaml(f"{target.stem}.yaml", record)
+    files.write_yaml(f"{target.stem}.yaml", known)
+    if record:
+        scored = sorted(set(frames["split"].dropna()))
+        known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
+        typer.echo(f"on record: {put_on_record(folder, scores, ends, known, record)}")
     typer.echo(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from echovlsm import STRUCTURES, runs
 from echovlsm.cohort import load_image, load_labels
+from echovlsm.models import MODELS
 from echovlsm.prompts import LEVELS, Missing, attributes_of, levels_of, make_prompt
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ class Explorer:
 
 
 def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
-    """Complete runs with weights below a folder, the best validation Dice first.
+    """Complete runs of models that read sentences, below a folder; the best validation Dice first.
 
     Returns
     -------
@@ -282,6 +283,8 @@ def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
             continue
         record = run.record
         values = {**record.get("parameters", {}), **record}
+        if values.get("model") not in MODELS:  # the reference without words cannot be asked
+            continue
         values |= {"name": run.path.name, "path": str(run.path), "val_dice": record.get("best_val_dice")}
         rows.append({name: values.get(name) for name in columns.split()})
     table = pd.DataFrame(rows, columns=columns.split())
@@ -296,7 +299,10 @@ def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
 def choose_run(
     table: pd.DataFrame, run: str = "", profile: str = "", cohort: str = ""
 ) -> dict[str, Any] | None:
-    """The run to open first: the named one, else the best of the profile on the cohort; None without any.
+    """The run to open first: the named one, else the profile's best on the cohort; None without any.
+
+    The best is that with the highest validation Dice of those that learned from the cohort (strategy `real`),
+    or, without such a one, of all.
 
     Raises
     ------
@@ -312,6 +318,8 @@ def choose_run(
             )
     else:
         found = table[(table["profile"] == profile) & (table["cohort"] == cohort)]
+        real = found[found["strategy"] == "real"]
+        found = found if real.empty else real
     return None if found.empty else found.iloc[0].to_dict()
 
 

@@ -146,7 +146,9 @@ def _svg(figure: Figure) -> tuple[str, dict[str, Any]] | None:
     if not _is_drawing(figure):
         return None
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    salt = {"svg.hashsalt": _STYLE["svg.hashsalt"]}  # also where another library has reset the style
+    with mpl.rc_context(salt):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue(), {"alt": describe(figure)}
 
 

@@ -108,8 +108,10 @@ def plot_prompt_matrices(matrices: Mapping[tuple[str, str], pd.DataFrame]) -> Fi
                 axis.set_yticklabels([])
             if row < len(models) - 1:
                 axis.set_xticklabels([])
-    figure.supxlabel("reference mask", fontsize=9)
-    figure.supylabel("prompt", fontsize=9)
+            if row == len(models) - 1:
+                axis.set_xlabel("reference mask")
+            if column == 0:
+                axis.set_ylabel("prompt asks for")
     without = np.mean([gap for (_, prompt), gap in gaps.items() if prompt == "P0"] or [np.nan])
     with_words = np.mean([gap for (_, prompt), gap in gaps.items() if prompt != "P0"] or [np.nan])
     told = f"Right minus wrong structure: {with_words:.2f} with words, {without:.2f} with the empty prompt"
@@ -135,11 +137,12 @@ def plot_word_effects(effects: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("change of Dice when this word is false, points")
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     mean = effects.groupby("swapped")["mean"].mean()
     others = mean.drop("structure", errors="ignore")
     told = f"A false structure costs {-100 * mean.get('structure', np.nan):.0f} points"
-    axes.set_title(f"{told}, any other false word at most {max(0, -100 * others.min()):.1f}")
+    told = f"{told}, any other false word at most {max(0, -100 * others.min()):.1f}"
+    figures.heading(figure, told)
     return figure
 
 

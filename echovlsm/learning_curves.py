@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 NONE = "none"
 """Name of the runs without pretraining."""
+
+LONGER = "longer"
+"""Name of the control: no pretraining, but as many steps more on real pictures as a pretraining has."""
 
 LOOK_EVERY = 2
 """While training, every second patient is looked at; in the end all are scored."""
@@ -68,14 +72,14 @@ class Plan:
     evaluate_on: str = "val"
     holdout: float = 0.1
     holdout_seed: int = 42
-    steps: int = 240
+    steps: int = 100
     pretraining_steps: int = 400
     batch_size: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     augment: bool = True
     score_size: int = 512
-    looks: tuple[int, ...] = (20, 40, 80, 120, 160, 200)
+    looks: tuple[int, ...] = (10, 25, 50)
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,17 @@ class Run:
         return f"{self.pretraining}-{self.patients:03d}-seed{self.seed}.json"
 
 
-def all_runs(names: Sequence[str], sizes: Sequence[int], seeds: Sequence[int]) -> list[Run]:
-    """Every run, the first seed's whole grid before the second's, so that a study may be cut short."""
-    starts = [Run(name, 0, seeds[0]) for name in names if name == NONE or 0 not in sizes]
-    grid = [Run(name, size, seed) for seed in seeds for size in sizes for name in names]
-    return list(dict.fromkeys([*starts, *grid]))
+def all_runs(
+    names: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], control: Sequence[int] = ()
+) -> list[Run]:
+    """Every run, the first seed's whole grid before the second's, so that a study may be cut short.
+
+    `control` has the sizes of the runs `LONGER`, of the first seed; they come after the second seed's grid.
+    """
+    starts = [Run(name, 0, seeds[0]) for name in names]
+    grids = [[Run(name, size, seed) for size in sizes for name in names] for seed in seeds]
+    longer = [Run(LONGER, size, seeds[0]) for size in control]
+    return [*starts, *chain(*grids[:2]), *longer, *chain(*grids[2:])]
 
 
 class Study:
@@ -155,8 +165,9 @@ class Study:
         """A model to start a run from."""
         from echovlsm import models
 
-        weights = self.plan.weights if name == NONE else self.pretrain(name)
-        size = self.plan.image_size if name == NONE else 0
+        fresh = name in (NONE, LONGER)
+        weights = self.plan.weights if fresh else self.pretrain(name)
+        size = self.plan.image_size if fresh else 0
         return models.load(self.plan.model, weights, self.plan.encoders, size)
 
     def pretrain(self, name: str) -> Path:
@@ -206,10 +217,11 @@ class Study:
             def look(step: int) -> None:
                 curve.append([step, float(self.dice(model, rows).mean())])
 
-            look(0)
+            steps = self.plan.steps + (self.plan.pretraining_steps if one.pretraining == LONGER else 0)
             train = self.triplets(few, model)
-            _train(model, [train], self.plan, self.plan.steps, one.seed, dict.fromkeys(self.plan.looks, look))
-            look(self.plan.steps)
+            look(0)
+            _train(model, [train], self.plan, steps, one.seed, dict.fromkeys(self.plan.looks, look))
+            look(steps)
         dice = self.dice(model, np.arange(len(self.scored)))
         record = {
             **asdict(one),
@@ -217,6 +229,7 @@ class Study:
             "curve": curve,
             "dice": [[round(float(value), 5) for value in row] for row in dice],
             "seconds": round(time.perf_counter() - clock, 1),
+            "peak_memory_gib": runs.peak_memory(),
             "commit": runs.commit(),
         }
         _write(file, json.dumps(record))

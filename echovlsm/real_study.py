@@ -21,7 +21,7 @@ import torch
 import typer
 
 from echovlsm import runs
-from echovlsm.learning_curves import NONE, CurveError, Plan, Run, Study, all_runs
+from echovlsm.learning_curves import LONGER, NONE, CurveError, Plan, Run, Study, all_runs
 
 
 def _numbers(text: str, name: str) -> list[int]:
@@ -42,11 +42,16 @@ def main(
         str, typer.Option(help="numbers of patients; the largest may be `all`")
     ] = "5,25,100,all",
     seeds: Annotated[str, typer.Option(help="seeds of patients, order and augmentation")] = "0,1,2",
-    steps: Annotated[int, typer.Option(help="optimiser steps on real pictures")] = 240,
+    control: Annotated[str, typer.Option(help="sizes at which longer training stands for pretraining")] = (
+        "25,all"
+    ),
+    steps: Annotated[int, typer.Option(help="optimiser steps on real pictures")] = 100,
     pretraining_steps: Annotated[int, typer.Option(help="optimiser steps on synthetic pictures")] = 400,
     image_size: Annotated[int, typer.Option(help="side in pixels; 0: that of the weights")] = 0,
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs/camus/curves"),
-    minutes: Annotated[float, typer.Option(help="start no further run after this; 0: no limit")] = 0,
+    minutes: Annotated[
+        float, typer.Option(help="start no further run after this; 0: no limit; below 0: none at all")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     install: Annotated[Path | None, typer.Option(help="put tables and record into this folder")] = None,
 ) -> None:
@@ -63,13 +68,16 @@ def main(
     )
     torch.set_num_threads(threads)
     study = Study(plan, out)
-    counts = _numbers(sizes.replace("all", str(len(study.patients))), "sizes")
-    wanted = all_runs([NONE, *plan.pretraining], counts, _numbers(seeds, "seeds"))
+    counts, longer = (
+        _numbers(text.replace("all", str(len(study.patients))), name)
+        for text, name in ((sizes, "--sizes"), (control, "--control"))
+    )
+    wanted = all_runs([NONE, *plan.pretraining], counts, _numbers(seeds, "--seeds"), longer)
     clock = time.perf_counter()
     for number, one in enumerate(wanted, start=1):
         if (study.folder / one.file).is_file():
             continue
-        if minutes and time.perf_counter() - clock > 60 * minutes:
+        if minutes < 0 or (minutes and time.perf_counter() - clock > 60 * minutes):
             typer.echo(f"{len(wanted) - number + 1} runs are left; the same command goes on")
             break
         record = study.run(one)
@@ -79,18 +87,25 @@ def main(
         typer.echo(f"written to {put_on_record(study, wanted, runs.resolve(install))}")
 
 
+def comparable(study: Study, wanted: Sequence[Run]) -> list[Run]:
+    """The finished runs whose number of patients and seed every pretraining has: means compare like."""
+    made = [one for one in wanted if (study.folder / one.file).is_file()]
+    lacking = {(one.patients, one.seed) for one in wanted if one not in made and one.pretraining != LONGER}
+    return [one for one in made if (one.patients, one.seed) not in lacking]
+
+
 def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
     """Write scores, curves and a record of how they came about; no pictures, no weights."""
-    scores, curves = study.tables(wanted)
-    made = [one for one in wanted if (study.folder / one.file).is_file()]
-    seconds = [json.loads((study.folder / one.file).read_text())["seconds"] for one in made]
+    made = comparable(study, wanted)
+    scores, curves = study.tables(made)
+    read = [json.loads((study.folder / one.file).read_text()) for one in made]
     trained = study.folder.glob("pretrained-*/training.json")
     pretraining = {
         file.parent.name.removeprefix("pretrained-"): round(json.loads(file.read_text())["seconds"] / 60, 1)
         for file in trained
     }
     record = runs.RunFolder(folder / "curves")
-    record.write_table("scores.parquet", scores)
+    record.write_table("curve_scores.parquet", scores)
     record.write_table("curves.csv", curves)
     plan = {key: value for key, value in asdict(study.plan).items() if key not in ("cohort", "pretraining")}
     values = {
@@ -104,10 +119,10 @@ def put_on_record(study: Study, wanted: Sequence[Run], folder: Path) -> Path:
         "pool_patients": len(study.patients),
         "data_hash": study.made_from["data_hash"],
         "weights_hash": study.made_from["weights_hash"],
-        "minutes": round(sum(seconds) / 60, 1),
+        "minutes": round(sum(one["seconds"] for one in read) / 60, 1),
         "pretraining_minutes": pretraining,
-        "peak_memory_gib": round(runs.peak_memory(), 2),
-        "commit": runs.commit(),
+        "peak_memory_gib": max(one.get("peak_memory_gib", 0.0) for one in read),
+        "commit": ", ".join(sorted({one["commit"] for one in read})),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": runs.device_name(),
         "packages": runs.package_versions(),

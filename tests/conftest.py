@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "data" / "weights" / "clipseg-tiny"
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Results depend on the thread count; tests run with one so that workers do not fight over cores."""
+    """Results depend on the thread count; each test begins with one, whatever a command before it chose."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 

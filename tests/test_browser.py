@@ -174,7 +174,7 @@ def test_the_explorer_answers_as_the_model_does(opened: Any, built: SimpleNamesp
     assert shown() == expected(0, "myocardium", "P1")
     left.get_by_label("Left: prompt").select_option(label="P3 · phase")
     assert shown() == expected(0, "myocardium", "P3")
-    page.get_by_label("picture", exact=True).first.select_option(index=1)
+    page.locator(".explorer-controls select").select_option(index=1)
     assert shown() == expected(1, "myocardium", "P3")
     assert opened.complaints == []
 

@@ -160,3 +160,16 @@ def test_where_masks_overlap_the_surer_one_counts() -> None:
     first, second, _ = STRUCTURES
     assert labels.dtype == np.uint8
     assert labels[:, 0].tolist() == [first, second, second, 0]
+
+
+def test_a_record_carries_numbers_only(phantom_cohort: Path, run: Path, tmp_path: Path) -> None:
+    words = ("--out", tmp_path / "s.parquet", "--size", 64, "--split", "val", "--record", tmp_path / "on")
+    result = call(phantom_cohort, run, *words)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "on" / "cris-P3-real-unfrozen-seed1"
+    assert {path.name for path in folder.iterdir()} == {"scores.parquet", "clinical.csv", "run.yaml"}
+    text = (folder / "run.yaml").read_text()
+    record = yaml.safe_load(text)
+    assert record["evaluation"]["parameters"]["evaluate_on"] == "val"
+    assert record["peak_memory_gib"] > 0
+    assert str(tmp_path) not in text

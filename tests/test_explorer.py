@@ -133,9 +133,9 @@ def test_painting_marks_outline_fill_and_reference() -> None:
 # -- runs ---------------------------------------------------------------------------------------------------
 
 
-def _run(folder: Path, status: str, value: float, **others: object) -> Path:
+def _run(folder: Path, status: str, value: float, model: str = "clipseg", **others: object) -> Path:
     folder.mkdir(parents=True)
-    parameters = {"model": "clipseg", "prompt": "P1", "encoders": "frozen", "seed": 1, "profile": "smoke"}
+    parameters = {"model": model, "prompt": "P1", "encoders": "frozen", "seed": 1, "profile": "smoke"}
     record = {"status": status, "scale": "smoke", "cohort": "phantom-test", "strategy": "real"}
     record |= {"parameters": parameters | {"weights": str(WEIGHTS)}, "best_val_dice": value} | others
     (folder / "run.yaml").write_text(yaml.safe_dump(record))
@@ -149,12 +149,14 @@ def runs_folder(tmp_path: Path) -> Path:
     _run(tmp_path / "runs" / "better", "complete", 0.7)
     _run(tmp_path / "runs" / "elsewhere", "complete", 0.9, cohort="camus")
     _run(tmp_path / "runs" / "begun", "started", 0.99)
+    _run(tmp_path / "runs" / "pretrained", "complete", 0.8, strategy="synthetic")
+    _run(tmp_path / "runs" / "wordless", "complete", 0.95, model="unet")
     return tmp_path / "runs"
 
 
 def test_the_best_complete_run_of_the_cohort_is_chosen(runs_folder: Path) -> None:
     table = explorer.trained_runs(runs_folder)
-    assert list(table["name"]) == ["elsewhere", "better", "worse"]
+    assert list(table["name"]) == ["elsewhere", "pretrained", "better", "worse"]
     assert explorer.choose_run(table, profile="smoke", cohort="phantom-test")["name"] == "better"
     assert explorer.choose_run(table, run=str(runs_folder / "worse"))["name"] == "worse"
     assert explorer.choose_run(table, profile="smoke", cohort="nothing") is None

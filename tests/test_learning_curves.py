@@ -13,6 +13,7 @@ from conftest import ROOT
 from echovlsm import learning_curves
 from echovlsm.cohort import CohortError
 from echovlsm.learning_curves import (
+    LONGER,
     NONE,
     CurveError,
     Plan,
@@ -20,7 +21,7 @@ from echovlsm.learning_curves import (
     Study,
     all_runs,
 )
-from echovlsm.real_study import put_on_record
+from echovlsm.real_study import comparable, put_on_record
 from echovlsm.strategies import StrategyError
 
 
@@ -46,10 +47,16 @@ def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_study_cut_short_is_a_whole_grid_of_fewer_seeds() -> None:
-    found = all_runs([NONE, "sdm"], [5, 25], [0, 1])
+    found = all_runs([NONE, "sdm"], [5, 25], [0, 1, 2], control=[25])
     assert found[:2] == [Run(NONE, 0, 0), Run("sdm", 0, 0)]
     assert {one.seed for one in found[:6]} == {0}
-    assert len(found) == len(set(found)) == 10
+    assert found[10] == Run(LONGER, 25, 0)
+    assert len(found) == len(set(found)) == 15
+
+
+def test_the_control_takes_the_steps_that_a_pretraining_would(study: Study) -> None:
+    steps = [step for step, _ in study.run(Run(LONGER, 1, 5))["curve"]]
+    assert steps == [0, 1, 2, 5]
 
 
 def test_held_out_and_scored_patients_are_never_learned(study: Study) -> None:
@@ -96,9 +103,13 @@ def test_tables_hold_one_row_a_mask_and_say_how_they_were_made(study: Study, tmp
     for one in wanted:
         study.run(one)
     folder = put_on_record(study, [*wanted, Run(NONE, 2, 9)], tmp_path)
-    scores, curves = pd.read_parquet(folder / "scores.parquet"), pd.read_csv(folder / "curves.csv")
+    scores, curves = pd.read_parquet(folder / "curve_scores.parquet"), pd.read_csv(folder / "curves.csv")
     assert len(scores) == len(wanted) * len(study.scored) * 3
     assert set(scores["trained_on"]) == {0, 1}
+    # a point that one of the pretrainings lacks would compare unlike seeds
+    (study.folder / Run("phantom", 1, 0).file).rename(study.folder / "away")
+    assert {(one.patients, one.seed) for one in comparable(study, wanted)} == {(0, 0)}
+    (study.folder / "away").rename(study.folder / Run("phantom", 1, 0).file)
     assert set(curves["step"]) == {0, 1, 2, 3}
     text = (folder / "run.yaml").read_text()
     assert "status: partial" in text  # one was asked for that is not there

@@ -1,0 +1,216 @@
+"""Prose pages say what the code does: their examples run, their tables are computed, their scripts submit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from echovlsm import STRUCTURES, book_assets, book_tables
+from echovlsm.freshness import BookError
+from echovlsm.prompts import make_prompt
+
+PAGES = sorted((ROOT / "book").glob("*.md"))
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"} | more
+
+
+def test_the_example_of_another_structure_runs(tmp_path: Path) -> None:
+    """The page's own code, with fewer patients and epochs."""
+    text = (ROOT / "book" / "adapt.md").read_text()
+    blocks = re.findall(r"<!-- example -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    code = "\n".join(blocks)
+    small = code.replace("PATIENTS, EPOCHS = 60, 15", "PATIENTS, EPOCHS = 5, 1")
+    assert len(blocks) == 5
+    assert small != code
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "weights").symlink_to(ROOT / "data" / "weights")
+    environment = _environment(ECHOVLSM_ROOT=str(tmp_path), PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-c", small],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    meta = yaml.safe_load((tmp_path / "data/cohorts/right-ventricle/cohort.yaml").read_text())
+    assert meta["name"] == "right-ventricle"
+    assert (tmp_path / "runs/right-ventricle/weights/model.safetensors").is_file()
+    assert len(re.findall(r"^(?:Right|The cavity|Left).* \d\.\d\d$", done.stdout, flags=re.MULTILINE)) == 3
+
+
+def test_the_landing_page_shows_the_reference_masks_and_the_authors_sentences() -> None:
+    page = (ROOT / "book" / "_static" / "hero.html").read_text()
+    assert len(page) < 60_000
+    for name in STRUCTURES.values():
+        text = make_prompt(name, "P2", 0, view=book_assets.VIEW)
+        assert f'data-structure="{name}" aria-pressed=' in page
+        assert f">{text}</button>" in page
+    paths = re.findall(r'<path data-structure="[^"]*"[^>]* d="([^"]+)"', page)
+    fresh = re.findall(r'<path data-structure="[^"]*"[^>]* d="([^"]+)"', book_assets.hero())
+    assert len(paths) == 3
+    assert paths == fresh, "the phantom has changed: python -m echovlsm.book_assets"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_terms_are_in_the_glossary(path: Path) -> None:
+    glossary = (ROOT / "book" / "glossary.md").read_text()
+    known = set(re.findall(r"^([^\s:#`|].*)$", glossary, flags=re.MULTILINE))
+    used = re.findall(r"\{term\}`(?:[^`<]*<)?([^`<>]+)>?`", path.read_text())
+    assert set(used) <= known
+
+
+def test_every_notebook_page_is_listed_with_its_question(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook()
+    words = "# T\n\n**The question.** Does it\nwork {footcite:p}`wang2022cris`?\n\n**What to expect.** Yes."
+    notebook.cells = [nbformat.v4.new_markdown_cell(words)]
+    nbformat.write(notebook, tmp_path / "notebooks" / "01_x.ipynb")
+    table = book_tables.questions(tmp_path, ["notebooks/01_x"])
+    assert table.splitlines()[-1] == "| {doc}`/notebooks/01_x` | Does it work? |"
+
+
+def _record(root: Path, name: str, dice: list[float], **columns: list[object]) -> None:
+    folder = root / "data" / "results" / name
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump({"kind": "real", "scale": "demo", "cohort": "camus"}))
+    table = pd.DataFrame({"strategy": "real", "patient": [f"p{i}" for i in range(len(dice))], "dice": dice})
+    table = table.assign(
+        **{"view": "2CH", "phase": "ED", "sex": None, "age": None, "quality": None} | columns
+    )
+    before = table.assign(strategy="zeroshot", dice=0.99)
+    pd.concat([before, table]).to_parquet(folder / "scores.parquet")
+
+
+def test_groups_are_told_apart_and_gaps_are_said(tmp_path: Path) -> None:
+    assert "nothing to report by group" in book_tables.groups(tmp_path)
+    _record(tmp_path, "worse", [0.1, 0.2, 0.3, 0.4])
+    sex, ages = ["F", "F", "M", "M"], [30, 70, 70, 80]
+    _record(tmp_path, "better", [0.5, 0.7, 0.8, 1.0], sex=sex, age=ages)
+    told = book_tables.groups(tmp_path)
+    assert "`better`" in told
+    assert "| sex | F | 2 | 0.600 |" in told
+    assert "| age group | 65 to 129 | 3 | 0.833 |" in told
+    assert "do not say quality, so" in told
+    assert "0.99" not in told
+
+
+def test_an_unknown_mark_is_an_error() -> None:
+    with pytest.raises(BookError, match=r"book/x: no table 'nothing' to put there; there are: status"):
+        book_tables.fill("<!-- generated: nothing -->", {"status": str}, "book/x")
+
+
+# -- cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A copy of the project for Snakemake."""
+    for name in ("Snakefile", "_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    (tmp_path / "data").mkdir()
+    for name in ("echovlsm", "book", "cluster", "data/weights", "data/results", "data/published"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def _snakemake(root: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", *words, "--config", "scale=smoke", "threads=1"]
+    environment = _environment(ECHOVLSM_ROOT=str(root), PYTHONPATH=str(ROOT), **more)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_workflow_runs_through_a_submit_script(site: Path) -> None:
+    """One real job, submitted, executed in a process of its own, and seen to be done."""
+    target = "runs/smoke/phantom-smoke/01_cohort/01_cohort.ipynb"
+    done = _snakemake(site, target, "--profile", "cluster/standin")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (site / target).is_file()
+    assert (site / ".snakemake" / "standin.log").read_text() == "rule=cohort threads=1 gpus=0\n"
+
+
+def test_each_job_that_trains_asks_for_one_gpu(site: Path) -> None:
+    """The whole study is submitted to a shell that makes the files and runs nothing."""
+    shell = site / "pretend"
+    shell.write_text(
+        '#!/bin/bash\nfor f in $(python3 "$STANDIN_READ" "$1"); do\n'
+        '    mkdir -p "$(dirname "$f")"; touch "$f"\ndone\n'
+    )
+    shell.chmod(0o755)
+    reader = site / "read.py"
+    reader.write_text(
+        "import json, re, sys\n"
+        "text = open(sys.argv[1]).read()\n"
+        "job = json.loads(re.search(r'# properties = (.*)', text)[1])\n"
+        "done = re.findall(r'[^\\s\"\\']*\\.jobfinished', text)\n"
+        "print(*job['output'], *done)\n"
+    )
+    more = {"STANDIN_SHELL": str(shell), "STANDIN_READ": str(reader)}
+    done = _snakemake(site, "study", "--profile", "cluster/standin", "--jobs", "8", **more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (site / ".snakemake" / "standin.log").read_text().splitlines()
+    asked = [dict(word.split("=") for word in line.split()) for line in lines]
+    gpus = {job["rule"]: job["gpus"] for job in asked}
+    expected = {"cell", "train", "evaluate", "synthesis"}
+    assert {rule for rule, count in gpus.items() if count == "1"} == expected & set(gpus)
+    assert {"cohort", "prompts", "results"} <= {rule for rule, count in gpus.items() if count == "0"}
+    assert set(gpus.values()) == {"0", "1"}
+
+
+def test_the_slurm_profile_asks_for_what_the_page_says() -> None:
+    profile = yaml.safe_load((ROOT / "cluster" / "slurm" / "config.yaml").read_text())
+    assert profile["executor"] == "slurm"
+    assert profile["retries"] >= 1
+    assert {"slurm_partition", "runtime", "mem_mb"} <= set(profile["default-resources"])
+    page = (ROOT / "book" / "cluster.md").read_text()
+    for path in re.findall(r"--profile (cluster/\w+)", page):
+        assert (ROOT / path / "config.yaml").is_file()
+
+
+def _array(
+    folder: Path, index: str, *words: str, **more: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """The job array's script with a `python` that writes down what it is called with."""
+    fake = folder / "python"
+    fake.write_text('#!/bin/bash\necho "$@" >> "$CALLS"\n')
+    fake.chmod(0o755)
+    calls = folder / "calls"
+    calls.write_text("")
+    more |= {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls), "SLURM_ARRAY_TASK_ID": index}
+    command = ["bash", str(ROOT / "cluster" / "seeds.sbatch"), *words]
+    done = subprocess.run(command, env=_environment(**more), capture_output=True, text=True, check=False)
+    return done, calls.read_text().splitlines()
+
+
+def test_an_array_trains_and_scores_one_seed_a_task(tmp_path: Path) -> None:
+    done, calls = _array(tmp_path, "1", "camus", "/some/where", "-p", "prompt", "P3")
+    assert done.returncode == 0, done.stderr
+    assert [call.split()[2] for call in calls] == [
+        "notebooks/04_training.ipynb",
+        "notebooks/05_evaluation.ipynb",
+    ]
+    end = "-f notebooks/profiles/camus.yaml -p cohort /some/where -p seed 43 -p prompt P3"
+    assert all(call.endswith(end) for call in calls)
+    assert "-p seed 7 " in f"{_array(tmp_path, '0', 'demo', 'x', SEEDS='7 8')[1][0]} "
+
+
+def test_an_array_longer_than_its_seeds_or_without_a_cohort_stops(tmp_path: Path) -> None:
+    done, calls = _array(tmp_path, "3", "camus", "/some/where")
+    assert done.returncode != 0
+    assert "longer than SEEDS" in done.stderr
+    assert calls == []
+    assert "name a cohort folder" in _array(tmp_path, "0", "camus")[0].stderr
