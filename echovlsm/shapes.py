@@ -23,10 +23,12 @@ CAMUS mostly do, but hardly any myocardium a triangle, as those mostly do.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -144,9 +146,6 @@ def name_shapes(
         ShapeError: as above, naming picture and structure; or an unknown backend, or no model for `vqa`.
     """
     import pandas as pd
-    from tqdm import tqdm
-
-    from echovlsm.cohort import load_image, load_labels
 
     if missing not in ("error", "omit"):
         raise ShapeError(f"missing={missing!r} is unknown: 'error' or 'omit'")
@@ -159,6 +158,49 @@ def name_shapes(
             else "only backend='vqa' has a model"
         )
     ask = model if callable(model) or model is None else load_vqa(model)
+    labels = list(frames["labels"])
+    if ask is None and all(pd.notna(path) and str(path).endswith((".nii.gz", ".nii")) for path in labels):
+        return _cached_shapes(frames, missing, progress)
+    return _name_all(frames, ask, missing, progress)
+
+
+def _cached_shapes(frames: pd.DataFrame, missing: str, progress: bool) -> pd.DataFrame:
+    """Shapes by geometry, from the cache where masks, pixel sizes and this rule are known to it."""
+    import pandas as pd
+
+    from echovlsm import cache
+
+    names = ["patient", "view", "phase", "structure"]
+
+    def make() -> dict[str, np.ndarray]:
+        named = _name_all(frames, None, missing, progress)["shape"]
+        return {
+            "shapes": named.map({shape: number for number, shape in enumerate(SHAPES)})
+            .fillna(-1)
+            .to_numpy("int8")
+        }
+
+    spacing = frames.reindex(columns=["spacing_y", "spacing_x"]).to_numpy(dtype=float, na_value=np.nan)
+    rule = Path(__file__).read_bytes()
+    key = cache.key_of(
+        cache.key_of_files(frames["labels"]), spacing, missing, hashlib.sha256(rule).hexdigest()
+    )
+    found = cache.arrays("shapes", key, make)["shapes"]
+    rows = [
+        (*place, name)
+        for place in zip(*(frames[name] for name in names[:3]), strict=True)
+        for name in STRUCTURES.values()
+    ]
+    table = pd.DataFrame(rows, columns=names)
+    return table.assign(shape=[SHAPES[number] if number >= 0 else None for number in found])
+
+
+def _name_all(frames: pd.DataFrame, ask: Ask | None, missing: str, progress: bool) -> pd.DataFrame:
+    import pandas as pd
+    from tqdm import tqdm
+
+    from echovlsm.cohort import load_image, load_labels
+
     rows = []
     for _, row in tqdm(
         frames.iterrows(), desc="shapes", unit="picture", total=len(frames), disable=not progress
@@ -316,6 +358,7 @@ def _hull(mask: np.ndarray) -> np.ndarray:
     from scipy import ndimage
     from skimage.morphology import convex_hull_image
 
+    mask = mask[ndimage.find_objects(mask.astype(np.uint8))[0]]
     parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
     if count > 1:
         mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from echovlsm.checkpoints import Checkpoints
+from echovlsm.features import Features, encode
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
@@ -156,6 +157,10 @@ def fit(
     model, optimiser, training, checking = accelerator.prepare(model, optimiser, training, checking)
     loss = make_loss(dice_weight, ce_weight)
 
+    # By epoch the same: what frozen encoders make of a picture is computed once, before the first.
+    learned, checked = (
+        encode(bare, part, accelerator.autocast(), mixed_precision) for part in (triplets, validation)
+    )
     state = _Checkpoint(folder, accelerator)
     history, mark, stale = state.load(plateau)
     best = max((row["val_dice"] for row in history), default=-1.0)
@@ -179,9 +184,9 @@ def fit(
             rates = [cosine_rate((before + step + 1) / steps, learning_rate) for step in range(len(training))]
             rate = max(rates)
         train_loss = _train_epoch(
-            accelerator, model, bare, training, optimiser, loss, gradient_clip, bar, rates
+            accelerator, model, bare, training, optimiser, loss, gradient_clip, bar, rates, learned
         )
-        val_loss, val_dice = _check_epoch(accelerator, model, bare, checking, loss)
+        val_loss, val_dice = _check_epoch(accelerator, model, bare, checking, loss, checked)
         if schedule == "plateau":
             plateau.step(val_dice)
         seconds = time.perf_counter() - clock
@@ -203,15 +208,31 @@ def fit(
 
 
 def _loss_and_logits(
-    model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], loss: nn.Module
+    model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], loss: nn.Module, features: Features | None
 ) -> tuple[Tensor, Tensor]:
-    logits = model(bare.normalise(batch["image"]), batch["input_ids"], batch["attention_mask"]).float()
+    logits = _logits(model, bare, batch, features).float()
     flat = (-1, 1, *logits.shape[-2:])
     return loss(logits.reshape(flat), batch["masks"].reshape(flat)), logits
 
 
+def _logits(model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], features: Features | None) -> Tensor:
+    words = batch["input_ids"], batch["attention_mask"]
+    if features is None:
+        return model(bare.normalise(batch["image"]), *words)
+    return model(batch["image"], *words, features=features.of(batch))
+
+
 def _train_epoch(
-    accelerator, model, bare, batches, optimiser, loss, gradient_clip, bar, rates: list[float] | None
+    accelerator,
+    model,
+    bare,
+    batches,
+    optimiser,
+    loss,
+    gradient_clip,
+    bar,
+    rates: list[float] | None,
+    features,
 ) -> float:
     model.train()
     total, count = 0.0, 0
@@ -219,7 +240,7 @@ def _train_epoch(
         if rates:
             for group in optimiser.param_groups:
                 group["lr"] = rates[number - 1]
-        value, _ = _loss_and_logits(model, bare, batch, loss)
+        value, _ = _loss_and_logits(model, bare, batch, loss, features)
         optimiser.zero_grad()
         accelerator.backward(value)
         if accelerator.sync_gradients:
@@ -238,13 +259,13 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _check_epoch(accelerator, model, bare, batches, loss) -> tuple[float, float]:
+def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[float, float]:
     from monai.metrics import compute_dice
 
     model.eval()
     losses, dices = [], []
     for batch in batches:
-        value, logits = _loss_and_logits(model, bare, batch, loss)
+        value, logits = _loss_and_logits(model, bare, batch, loss, features)
         dice = compute_dice(logits > 0, batch["masks"], ignore_empty=False)  # both empty counts as 1
         weighted = value.detach().reshape(1).expand(len(batch["index"]))
         dice, weighted = accelerator.gather_for_metrics((dice.mean(dim=1), weighted))
@@ -258,13 +279,13 @@ def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress
     """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator()
-    model = model.to(accelerator.device).eval()
+    device = Accelerator().device
+    model = model.to(device).eval()
+    features = encode(model, triplets)
     parts = []
     for batch in tqdm(DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress):
-        inputs = {key: batch[key].to(accelerator.device) for key in ("image", "input_ids", "attention_mask")}
-        logits = model(model.normalise(inputs["image"]), inputs["input_ids"], inputs["attention_mask"])
-        parts.append(logits.float().cpu())
+        inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
+        parts.append(_logits(model, model, inputs, features).float().cpu())
     return torch.cat(parts)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, cache
 from echovlsm.cohort import load_image, load_labels
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -102,13 +102,25 @@ class Triplets(Dataset):
         self.input_ids, self.attention_mask = tokenize(list(self.texts))
 
     def _load(self, size: int, progress: bool) -> None:
-        count = len(self.frames)
-        self.images = torch.empty((count, size, size), dtype=torch.uint8)
-        self.labels = torch.empty((count, size, size), dtype=torch.uint8)
-        rows = self.frames.itertuples()
-        for index, row in enumerate(tqdm(rows, total=count, desc="pictures", disable=not progress)):
-            self.images[index] = resize_image(load_image(row), size)
-            self.labels[index] = resize_labels(load_labels(row), size)
+        def make() -> dict[str, np.ndarray]:
+            count = len(self.frames)
+            images = np.empty((count, size, size), dtype=np.uint8)
+            labels = np.empty((count, size, size), dtype=np.uint8)
+            rows = self.frames.itertuples()
+            for index, row in enumerate(tqdm(rows, total=count, desc="pictures", disable=not progress)):
+                images[index] = resize_image(load_image(row), size).numpy()
+                labels[index] = resize_labels(load_labels(row), size).numpy()
+            return {"images": images, "labels": labels}
+
+        key = _files_key(self.frames)
+        found = make() if key is None else cache.arrays("pictures", cache.key_of(key, size, "1"), make)
+        # copied: a memory map is read-only, and pictures are small
+        self.images, self.labels = (torch.from_numpy(np.array(found[n])) for n in ("images", "labels"))
+
+    @property
+    def augmented(self) -> bool:
+        """Whether pictures change from epoch to epoch."""
+        return self._augmentation is not None
 
     def start_epoch(self, epoch: int) -> None:
         """Choose the epoch whose prompts and augmentation are drawn (see `EpochSampler` for the name)."""
@@ -127,7 +139,11 @@ class Triplets(Dataset):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One picture: image uint8 (H, W), input_ids and attention_mask (S, L), masks float32 (S, H, W)."""
+        """One picture.
+
+        Its index, image uint8 (H, W), text (S,): which of `texts`, input_ids and attention_mask (S, L), and
+        masks float32 (S, H, W).
+        """
         text, rng = self._draw(index)
         image, labels = self.images[index], self.labels[index]
         if self._augmentation is not None:
@@ -138,10 +154,19 @@ class Triplets(Dataset):
         return {
             "index": torch.tensor(index),
             "image": torch.as_tensor(image),
+            "text": torch.as_tensor(text),
             "input_ids": self.input_ids[text],
             "attention_mask": self.attention_mask[text],
             "masks": torch.stack([labels == value for value in self.values]).float(),
         }
+
+
+def _files_key(frames: pd.DataFrame) -> str | None:
+    """Hash of the files of pictures and masks; None where other files have a part in them."""
+    paths = [*frames["image"], *frames["labels"]]
+    if any(pd.isna(path) or not str(path).endswith((".nii.gz", ".nii")) for path in paths):
+        return None
+    return cache.key_of_files(paths)
 
 
 def resize_image(image: np.ndarray, size: int) -> Tensor:

@@ -198,12 +198,20 @@ class CLIPSeg(nn.Module):
             features = self.segmenter.clip.get_text_features(input_ids, attention_mask=attention_mask)
         return features.pooler_output
 
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All that `forward` needs of N prompts (N, L): tensors (N, ...)."""
+        return (self.encode_text(input_ids, attention_mask),)
+
     def decode(self, activations: Sequence[Tensor], conditional: Tensor) -> Tensor:
         """Logits (N, h, w) of N pictures' activations under N conditional embeddings."""
         return self.segmenter.decoder(tuple(activations), conditional).logits
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> Tensor:
         """Segment what the prompts name.
 
@@ -214,12 +222,20 @@ class CLIPSeg(nn.Module):
         input_ids, attention_mask
             One prompt a picture, int64 (B, L), or S prompts a picture, (B, S, L): then each picture is
             encoded once and each distinct prompt of the batch once.
+        features
+            What `encode_image` gives for the B pictures and `text_features` for the B S prompts, where that
+            is known: then nothing is encoded.
 
         Returns
         -------
         Tensor
             Logits at input size, (B, H, W) or (B, S, H, W).
         """
+        size = pixel_values.shape[-2:]
+        if features is not None:
+            activations, (conditional,) = features
+            repeated = [value.repeat_interleave(input_ids[0, ..., 0].numel(), dim=0) for value in activations]
+            return _to_size(self.decode(repeated, conditional), size).unflatten(0, input_ids.shape[:-1])
         if input_ids.shape[0] != pixel_values.shape[0]:
             raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} pictures")
         activations = self.encode_image(pixel_values)

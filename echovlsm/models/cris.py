@@ -309,6 +309,10 @@ class CRIS(nn.Module):
             words, state = self.backbone.encode_text(input_ids)
         return Prompt(words, state, self.padding_of(input_ids, attention_mask))
 
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All that `forward` needs of N prompts (N, L): tensors (N, ...)."""
+        return tuple(self.encode_prompt(input_ids, attention_mask))
+
     def decode(self, activations: Sequence[Tensor], prompt: Prompt) -> Tensor:
         """Logits (N, H/4, W/4) of B pictures' maps under N = B S prompts, S in a row for each picture."""
         neck = self.neck(activations, prompt.state)
@@ -316,9 +320,15 @@ class CRIS(nn.Module):
         return self.proj(mixed, prompt.state)[:, 0]
 
     def quarter_logits(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> Tensor:
         """The raw map: as `forward`, but at a quarter of the input size."""
+        if features is not None:
+            return self.decode(features[0], Prompt(*features[1])).unflatten(0, input_ids.shape[:-1])
         if input_ids.shape[0] != pixel_values.shape[0]:
             raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} pictures")
         maps = self.encode_image(pixel_values)
@@ -331,7 +341,11 @@ class CRIS(nn.Module):
         return self.decode(maps, prompt).unflatten(0, input_ids.shape[:-1])
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> Tensor:
         """Segment what the prompts name.
 
@@ -342,13 +356,16 @@ class CRIS(nn.Module):
         input_ids, attention_mask
             One prompt a picture, int64 (B, L), or S prompts a picture, (B, S, L). Each picture is encoded
             once and each distinct prompt of the batch once.
+        features
+            What `encode_image` gives for the B pictures and `text_features` for the B S prompts, where that
+            is known: then nothing is encoded.
 
         Returns
         -------
         Tensor
             Logits at input size, (B, H, W) or (B, S, H, W): `quarter_logits`, enlarged bilinearly.
         """
-        logits = self.quarter_logits(pixel_values, input_ids, attention_mask)
+        logits = self.quarter_logits(pixel_values, input_ids, attention_mask, features)
         flat = logits.reshape(-1, 1, *logits.shape[-2:])
         size = tuple(pixel_values.shape[-2:])
         whole = functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
