@@ -158,7 +158,7 @@ def name_shapes(
             else "only backend='vqa' has a model"
         )
     ask = model if callable(model) or model is None else load_vqa(model)
-    labels = list(frames["labels"])
+    labels = list(frames["labels"]) if "labels" in frames.columns else [None]
     if ask is None and all(pd.notna(path) and str(path).endswith((".nii.gz", ".nii")) for path in labels):
         return _cached_shapes(frames, missing, progress)
     return _name_all(frames, ask, missing, progress)

@@ -252,7 +252,7 @@ def test_the_papers_tables_come_from_the_cells(study: Path) -> None:
 
 def test_a_killed_grid_runs_only_what_is_missing(study: Path) -> None:
     part = ["grid", "--config", "scale=smoke", "threads=1", "models=clipseg", "prompts=P1", "strategies=real"]
-    part.append("seeds=11,12,13,14")
+    part += ["seeds=11,12,13,14", "encoder_modes=unfrozen"]
     before = _dates(study)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *part]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -285,7 +285,7 @@ def test_a_dead_cell_takes_no_other_with_it(study: Path) -> None:
     content = yaml.safe_load((study / "notebooks/grids/smoke.yaml").read_text())
     content["models"]["cris"]["weights"] = "data/weights/nowhere"
     (study / "notebooks/grids/broken.yaml").write_text(yaml.safe_dump(content))
-    axes = ["models=cris,clipseg", "prompts=P1", "strategies=real", "seeds=21"]
+    axes = ["models=cris,clipseg", "prompts=P1", "strategies=real", "encoder_modes=unfrozen", "seeds=21"]
     result = _snakemake(
         study, "grid", "--config", "scale=smoke", "threads=1", "grid=notebooks/grids/broken.yaml", *axes
     )

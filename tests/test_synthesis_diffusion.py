@@ -194,7 +194,10 @@ def test_large_batches_give_up_the_cache_and_draw_the_same(monkeypatch: pytest.M
     model, schedule, maps = random_unet(), noise_schedule("v_prediction"), pictures(2)[1]
     cached = sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0)
     monkeypatch.setattr(sampling, "CACHE_BYTES", 0)
-    np.testing.assert_array_equal(sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0), cached)
+    drawn = sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0)
+    # on some processors the order of a sum differs, and a value half-way between two grey levels tips over
+    assert np.abs(drawn.astype(int) - cached).max() <= 1
+    assert (drawn != cached).mean() < 0.01
 
 
 def test_sampling_refuses_what_it_cannot_draw() -> None:
