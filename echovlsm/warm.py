@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,11 @@ def start(libraries: Sequence[str] = LIBRARIES) -> subprocess.Popen[bytes] | Non
         "OPENBLAS_NUM_THREADS": "1",
     }
     environment = os.environ | settings
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    limit = time.monotonic() + 20  # until it listens, a command would find nobody and start cold
+    while not path.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    return process
 
 
 def delegate(arguments: Sequence[str]) -> int | None:
@@ -115,8 +120,9 @@ def delegate(arguments: Sequence[str]) -> int | None:
 def serve(path: str, libraries: Sequence[str]) -> int:
     """Import, listen, and fork a worker for each connection, until stdin is closed."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen(256)  # whoever connects before the imports are through waits for them
+        os.rename(f"{path}.new", path)  # it appears when it listens
         for name in libraries:
             importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:
