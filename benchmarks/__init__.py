@@ -1,4 +1,4 @@
-"""Benchmarks: entries time the package against the plain way of doing the same, and assert that it is the same.
+"""Benchmarks: entries time the package against the plain way of doing the same, and assert that it is so.
 
     python -m benchmarks                      # everything, minutes; use a machine that does nothing else
     python -m benchmarks --only scoring start # some entries; what is on record of the others stays

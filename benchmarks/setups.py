@@ -70,7 +70,7 @@ def cohort(patients: int, size: int) -> pd.DataFrame:
 
 
 def clipseg(settings: Settings, encoders: str) -> CLIPSeg:
-    """CLIPSeg with random weights at the configuration of CIDAS/clipseg-rd64-refined, 352 px; always the same.
+    """CLIPSeg with random weights at the configuration of CIDAS/clipseg-rd64-refined at 352 px; always alike.
 
     Only the end token differs: that of the tiny vocabulary which comes with the project. Quick: the tiny
     model.
