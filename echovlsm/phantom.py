@@ -23,6 +23,7 @@ import numpy as np
 
 from echovlsm import PHASES, SPLITS, VIEWS
 from echovlsm.phantom_acoustics import (
+    draw_recording,
     envelope,
     picture_grid,
     polar_grid,
@@ -93,15 +94,18 @@ def simulate(
     # trabeculae and the thickness of the slice make borders rough where annotators draw them smooth
     amplitude = 0.4 + 0.7 * np.hypot(beam_x, beam_y)
     rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
-    polar = polar_picture(
-        tissue_map(heart, beam_x * np.float32(depth) + rough_x, beam_y * np.float32(depth) + rough_y),
+    recording = draw_recording(
+        (acquisition.seed, 2),
         acquisition.quality,
         depth,
         opening,
-        np.random.default_rng([acquisition.seed, 2]),
-        rng,
         patient.fibrosis,
         patient.calcification,
+    )
+    polar = polar_picture(
+        tissue_map(heart, beam_x * np.float32(depth) + rough_x, beam_y * np.float32(depth) + rough_y),
+        recording,
+        rng,
         hinge_points(heart),
     )
     x, y = (v * np.float32(depth) for v in picture_grid(opening, size)[:2])
