@@ -182,8 +182,8 @@ def _gaussian(sigma: np.ndarray, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _cosines(count: int, terms: int) -> np.ndarray:
-    """Cosine basis (count, terms), float32."""
-    return np.cos(np.pi * np.outer((np.arange(count) + 0.5) / count, np.arange(terms))).astype(np.float32)
+    """Cosine basis (count, terms)."""
+    return np.cos(np.pi * np.outer((np.arange(count) + 0.5) / count, np.arange(terms)))
 
 
 def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = False) -> np.ndarray:
@@ -192,7 +192,11 @@ def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = 
     Low cosines prevail, or all `terms` weigh the same if `flat`: a grain of one size.
     """
     weights = rng.standard_normal(terms, dtype=np.float32) * _falloff(terms, flat)
-    return _cosines(RANGES, terms[0]) @ weights @ _cosines(BEAMS, terms[1]).T
+    # In double precision, so that pictures do not depend on how a processor or a number of threads sums; in
+    # blocks so small that no BLAS starts threads, which would cost more than the product.
+    blocks = _cosines(RANGES, terms[0]).reshape(-1, 32, terms[0])
+    field = blocks @ weights.astype(np.float64) @ _cosines(BEAMS, terms[1]).T
+    return field.reshape(RANGES, BEAMS).astype(np.float32)
 
 
 @lru_cache(maxsize=32)
