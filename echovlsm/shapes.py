@@ -48,7 +48,7 @@ QUESTION = "What is the shape of the {structure} in the green box?"
 Ask = Callable[["Image", str], str]
 
 _GRID = 96
-_FEW = 200  # pictures that one process names while others would start
+_FEW, _CHUNK = 200, 32  # pictures that one process names while others would start; that it takes at a time
 _ANSWERS: dict[str, Shape] = {
     "circle": "circle",
     "circular": "circle",
@@ -216,7 +216,9 @@ def _name_all(
     pictures = frames.to_dict("records")
     name = partial(_name_picture, ask=ask, missing=missing)
     # a model is asked here: it may hold a device
-    named = map(name, pictures) if ask else processes.in_order(name, pictures, workers, least=_FEW, chunk=32)
+    named = (
+        map(name, pictures) if ask else processes.in_order(name, pictures, workers, least=_FEW, chunk=_CHUNK)
+    )
     rows = [
         (row["patient"], row["view"], row["phase"], structure, shape)
         for row, shapes in zip(
@@ -230,21 +232,18 @@ def _name_all(
 def _name_picture(row: Mapping[Hashable, Any], ask: Ask | None, missing: str) -> list[Shape | None]:
     """The shape's name of every structure of one picture, in the order of `STRUCTURES`."""
     import pandas as pd
-    from scipy import ndimage
 
     from echovlsm.cohort import load_image, load_labels
 
     labels = load_labels(row)
     image = load_image(row) if ask else None
-    boxes = ndimage.find_objects(labels, max_label=max(STRUCTURES))
     spacing = (row.get("spacing_y"), row.get("spacing_x"))
     known = spacing if pd.notna(spacing[0]) and pd.notna(spacing[1]) else None
     named: list[Shape | None] = []
     for value, structure in STRUCTURES.items():
         try:
             if ask is None:
-                box = boxes[value - 1] or ()  # what is absent is an empty mask, and refused as such
-                named.append(name_shape(labels[box] == value, known))
+                named.append(name_shape(labels == value, known))
             else:
                 named.append(ask_shape(ask, image, labels == value, structure))
         except ShapeError as error:
