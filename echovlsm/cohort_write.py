@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,19 @@ def _check_metadata(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_nifti(path: Path, array: np.ndarray, known: Mapping[str, Any]) -> None:
+    header = _nifti_header(array.shape, known["spacing_y"], known["spacing_x"])
+    path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=6, mtime=0))
+
+
+@lru_cache(maxsize=64)
+def _nifti_header(shape: tuple[int, int], spacing_y: float | None, spacing_x: float | None) -> bytes:
+    """What a NIfTI file of uint8 (H, W) holds before its values; making it costs as much as compressing."""
     import nibabel
 
-    unknown = known["spacing_y"] is None
-    y, x = (1.0, 1.0) if unknown else (known["spacing_y"], known["spacing_x"])
-    image = nibabel.Nifti1Image(array.T, np.diag([-x, -y, 1.0, 1.0]))
+    unknown = spacing_y is None
+    y, x = (1.0, 1.0) if unknown else (spacing_y, spacing_x)
+    # (x, y) in Fortran order is (H, W) in C order
+    image = nibabel.Nifti1Image(np.zeros(shape[::-1], np.uint8), np.diag([-x, -y, 1.0, 1.0]))
     image.header.set_xyzt_units("unknown" if unknown else "mm")
     image.header["descrip"] = disk.MARK
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    return image.to_bytes()[: -shape[0] * shape[1]]
