@@ -33,6 +33,7 @@ _NOT_COUNTED = {
 _CHAPTERS = {
     **{"published": "07", "claims": "07", "grid": "06", "explorer": "08"},
     **dict.fromkeys(("real_", "learning_curves", "clinical", "evaluate"), "09"),
+    "benchmark": "10",
 }
 
 

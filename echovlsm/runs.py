@@ -35,8 +35,11 @@ _NOT_COUNTED = {
     *("book", "book_assets", "book_tables", "execute", "figures", "freshness", "grid", "grid_figures"),
     *("parameters", "pretraining", "runs", "scenes", "warm"),
 }
-# These chapters change no run of a notebook: the published scores, the explorer, the study on real hearts.
-_CHAPTER = ("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate")
+# These chapters change no run of a notebook: the published scores, the explorer, real hearts, the costs.
+_CHAPTER = (
+    *("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate"),
+    "benchmark",
+)
 _CONFIGS = ("config.json", "scheduler_config.json")
 _RECORDED_PACKAGES = (
     "torch",

@@ -65,6 +65,12 @@ def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
     return DiceCELoss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
 
 
+def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what learns in `model`; by its fused kernel, which gives the same in fewer passes."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
 def cosine_rate(share: float, peak: float) -> float:
     """Learning rate after `share` (0-1) of all steps: a linear rise to `peak`, then half a cosine to zero."""
     if share < WARM_UP:
@@ -140,8 +146,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     accelerator = Accelerator(mixed_precision=mixed_precision)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = make_optimiser(model, learning_rate, weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser,
         mode="max",
@@ -258,7 +263,7 @@ def _train_epoch(
     return float(totals[0] / totals[1])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[float, float]:
     from monai.metrics import compute_dice
 
@@ -274,7 +279,6 @@ def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[flo
     return float(torch.cat(losses).mean()), float(torch.cat(dices).mean())
 
 
-@torch.no_grad()
 def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress: bool = False) -> Tensor:
     """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order."""
     from accelerate import Accelerator
@@ -283,10 +287,13 @@ def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress
     model = model.to(device).eval()
     features = encode(model, triplets)
     parts = []
-    for batch in tqdm(DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress):
-        inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
-        parts.append(_logits(model, model, inputs, features).float().cpu())
-    return torch.cat(parts)
+    with torch.inference_mode():
+        for batch in tqdm(
+            DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress
+        ):
+            inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
+            parts.append(_logits(model, model, inputs, features).float().cpu())
+    return torch.cat(parts)  # outside, so that it is a tensor like any other
 
 
 class _Checkpoint:
