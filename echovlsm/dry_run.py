@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,12 +157,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that the command line gives, read as `echovlsm.execute` reads them."""
+    """The parameters that the command line gives."""
+    named = {"cohort": options.cohort, "weights": options.weights}
+    return read_pairs(options.parameter) | {name: value for name, value in named.items() if value}
+
+
+def read_pairs(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Names and values of a command line, read as `echovlsm.execute` reads them."""
     import yaml
 
-    changes = {name: yaml.safe_load(value) if value else value for name, value in options.parameter}
-    named = {"cohort": options.cohort, "weights": options.weights}
-    return changes | {name: value for name, value in named.items() if value}
+    return {name: yaml.safe_load(value) if value else value for name, value in pairs}
 
 
 def main(arguments: list[str] | None = None) -> int:

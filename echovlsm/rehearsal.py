@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from echovlsm import dry_run_checks as checks
 from echovlsm import runs
-from echovlsm.dry_run import NOTEBOOKS, add_arguments, dry_run, read_changes, report, settings
+from echovlsm.dry_run import NOTEBOOKS, add_arguments, dry_run, read_changes, read_pairs, report, settings
 from echovlsm.parameters import ParameterError, notebook_parameters
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": record["seconds"],
         "peak_memory_gib": record["peak_memory_gib"],
         "scored": {
+            "split": values["evaluate_on"],
             "pictures": pictures,
             "seconds": record["evaluation"]["seconds"],
             "dice": float(scores["dice"].mean()),
@@ -123,13 +124,21 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
+    parser.add_argument(
+        "--here",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="like -p, for the rehearsal alone: what this machine needs otherwise than that of the run",
+    )
     parser.add_argument("--record", type=Path, help="put the rehearsal on record in this folder")
     parser.add_argument("--remark", default="", help="what the record's note should add")
     options = parser.parse_args(arguments)
     try:
         changes = read_changes(options)
         whole = settings(options.profile, changes)
-        values = settings(options.profile, TWO_STEPS | changes)
+        values = settings(options.profile, {**TWO_STEPS, **changes, **read_pairs(options.here)})
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2

@@ -124,6 +124,11 @@ def test_what_a_command_line_gives_is_read_as_declared(name: str, given: object,
     assert type(read) is type(meant)
 
 
+def test_the_word_no_is_a_precision() -> None:
+    assert coerce({"mixed_precision": False}, {"mixed_precision": "str"}) == {"mixed_precision": "no"}
+    assert coerce({"prompt": False}, {"prompt": "str"}) == {"prompt": False}
+
+
 def test_a_notebook_reads_a_variant_given_as_a_number() -> None:
     namespace: dict = {"In": ["", "# Parameters\nvariant = 0"]}
     exec('profile: str = "demo"\nvariant: str = "random"\nvariant = 0', namespace)

@@ -126,13 +126,16 @@ def read_tokenizer(tokenizer: str | Path = TOKENIZER, merges: Path | None = None
         if not merges.is_file():
             raise ModelError(f"--merges: {merges} does not exist; give CLIP's bpe_simple_vocab_16e6.txt.gz")
         return build_tokenizer(merges, ALL_MERGES)
-    folder = resolve(tokenizer)
+    folder, remedy = resolve(tokenizer), "a hub id such as openai/clip-vit-base-patch32, or --merges"
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt")):
+        # Transformers would make one that knows no word
+        raise ModelError(f"--tokenizer: {folder} has no tokenizer.json; give another folder, {remedy}")
     try:
         return CLIPTokenizer.from_pretrained(str(folder if folder.is_dir() else tokenizer))
     except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
         raise ModelError(
-            f"--tokenizer: {tokenizer} cannot be read ({str(error).splitlines()[0]}); give a folder with "
-            "tokenizer files, a hub id such as openai/clip-vit-base-patch32, or --merges"
+            f"--tokenizer: {tokenizer} cannot be read ({why}); give a folder, {remedy}"
         ) from error
 
 
