@@ -34,6 +34,7 @@ __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve
 _NOT_COUNTED = {
     *("book", "book_assets", "book_tables", "execute", "figures", "freshness", "grid", "grid_figures"),
     *("parameters", "pretraining", "runs", "scenes", "warm"),
+    *("dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"),
 }
 # These chapters change no run of a notebook: the published scores, the explorer, real hearts, the costs.
 _CHAPTER = (
@@ -155,14 +156,40 @@ def weights_hash(weights: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def set_up(threads: int, seed: int) -> None:
-    """Fix thread count and seeds, which together make a CPU run repeat bit by bit."""
+def set_up(threads: int, seed: int, mixed_precision: str = "no") -> None:
+    """Fix thread count and seeds, which together make a CPU run repeat bit by bit.
+
+    Raises
+    ------
+    RunError
+        This machine cannot compute in `mixed_precision`.
+    """
     import torch
     from accelerate.utils import set_seed
 
+    check_precision(mixed_precision)
     if threads > 0:
         torch.set_num_threads(threads)
     set_seed(seed)
+
+
+def check_precision(mixed_precision: str) -> None:
+    """Refuse ``fp16`` where there is no GPU: Accelerate would train in float32 and say nothing.
+
+    Raises
+    ------
+    RunError
+        Names the parameter and what to choose.
+    """
+    if mixed_precision != "fp16":
+        return
+    from accelerate import PartialState
+
+    if PartialState().device.type == "cpu":
+        raise RunError(
+            "mixed_precision: fp16 needs a GPU, and there is none here; choose bf16, which processors "
+            "compute too, or no"
+        )
 
 
 # -- run folders ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from echovlsm.checkpoints import Checkpoints
 from echovlsm.features import Features, encode
+from echovlsm.runs import check_precision
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
@@ -136,12 +137,15 @@ def fit(
         The training loss is not finite.
     ValueError
         `schedule` is not one of `SCHEDULES`.
+    echovlsm.runs.RunError
+        `mixed_precision` is ``fp16``, and there is no GPU.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    check_precision(mixed_precision)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)

@@ -121,8 +121,8 @@ class CRIS(nn.Module):
         for file in ("config.json", "model.safetensors"):
             if not (folder / file).is_file():
                 raise ModelError(
-                    f"weights: {folder} has no {file}; give a folder in Hugging Face layout. An original "
-                    "CRIS or CLIP file goes through CRIS.from_checkpoint or CRIS.from_clip first"
+                    f"weights: {folder} has no {file}; give a folder in Hugging Face layout. Of an original "
+                    "CRIS or CLIP file `python -m echovlsm.models.full_weights convert` makes one"
                 )
         saved = json.loads((folder / "config.json").read_text())
         if saved.get("model_type") != "cris":
@@ -377,6 +377,11 @@ def _folder(weights: str | Path) -> Path:
     folder, weights = resolve(weights), str(weights)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ModelError(
+            f"weights: {weights} is a file; make a folder of it once: "
+            "python -m echovlsm.models.full_weights convert FILE FOLDER"
+        )
     if weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
         raise ModelError(f"weights: the folder {weights} does not exist")
     from huggingface_hub import snapshot_download
