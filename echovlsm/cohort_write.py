@@ -63,7 +63,8 @@ def write_cohort(
     header = _check_meta(meta)
     table = isinstance(frames_with_arrays, pd.DataFrame)
     rows = frames_with_arrays.to_dict("records") if table else frames_with_arrays
-    root.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(root):
+        root.parent.mkdir(parents=True, exist_ok=True)
     _recover(root)
     _refuse_existing(root, overwrite)
     with _partial_folder(root) as partial:
@@ -85,6 +86,17 @@ def write_cohort(
         partial.rename(root)
         shutil.rmtree(old, ignore_errors=True)
     return root
+
+
+@contextmanager
+def _writable(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CohortError(
+            f"{root}: no folder can be made there ({error.strerror}: {error.filename}); choose another "
+            "place, or see to its permissions"
+        ) from error
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
@@ -122,7 +134,8 @@ def _partial_folder(root: Path) -> Iterator[Path]:
     import filelock
 
     partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
+    with _writable(root):
+        partial.mkdir()
     lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
     try:
         with lock:

@@ -129,13 +129,18 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`.
+        `schedule` is not one of `SCHEDULES`, or a count or the learning rate is not positive.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name}: {count}; give at least 1")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate: {learning_rate}; give a positive number")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)

@@ -96,11 +96,14 @@ class CLIPSeg(nn.Module):
             segmenter, report = CLIPSegForImageSegmentation.from_pretrained(
                 weights, config=config, dtype=torch.float32, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(weights)
-        except OSError as error:
+            tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+        except ModelError:
+            raise
+        except Exception as error:  # a broken folder raises a dozen kinds
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"weights: cannot load {weights!r}: {str(error).splitlines()[0]} "
-                "Give a folder that holds config.json, model.safetensors and the tokenizer, or go online."
+                f"weights: cannot load {weights!r}: {told} Give a whole folder that holds config.json, "
+                "model.safetensors of its shapes and the tokenizer, or go online."
             ) from error
         absent = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
         if absent:

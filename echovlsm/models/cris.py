@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
+from echovlsm.files import read_json
 from echovlsm.models import ModelError
 from echovlsm.models.cris_clip import CLIP
 from echovlsm.models.cris_config import PADDINGS, CRISConfig
@@ -124,7 +125,7 @@ class CRIS(nn.Module):
                     f"weights: {folder} has no {file}; give a folder in Hugging Face layout. An original "
                     "CRIS or CLIP file goes through CRIS.from_checkpoint or CRIS.from_clip first"
                 )
-        saved = json.loads((folder / "config.json").read_text())
+        saved = read_json(folder / "config.json", ModelError, "copy the folder again")
         if saved.get("model_type") != "cris":
             raise ModelError(f"weights: {folder} holds a {saved.get('model_type')!r} model, not CRIS")
         known = {field.name for field in fields(CRISConfig)}
@@ -133,10 +134,18 @@ class CRIS(nn.Module):
         )
         if strange:
             raise ModelError(f"weights: {folder / 'config.json'} has unknown fields {', '.join(strange)}")
-        config = CRISConfig(**{name: value for name, value in saved.items() if name in known})
-        tokenizer = None
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        try:
+            config = CRISConfig(**{name: value for name, value in saved.items() if name in known})
+            tokenizer = None
+            if (folder / "tokenizer_config.json").is_file():
+                tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        except ModelError:
+            raise
+        except Exception as error:  # values of another type, or a broken tokenizer: many kinds
+            raise ModelError(
+                f"weights: {folder} cannot be used ({type(error).__name__}: {error}); its config.json or "
+                "tokenizer is broken, copy the folder again"
+            ) from error
         model = cls(config, tokenizer, encoders, **_read_preprocessing(folder))
         load_strictly(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
         return model
@@ -393,7 +402,7 @@ def _folder(weights: str | Path) -> Path:
 def _read_preprocessing(folder: Path) -> dict[str, object]:
     """Mean, sd and side from `preprocessor_config.json`; nothing where there is none."""
     file = folder / "preprocessor_config.json"
-    saved = json.loads(file.read_text()) if file.is_file() else {}
+    saved = read_json(file, ModelError, "copy the folder again") if file.is_file() else {}
     found = {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
     side = saved.get("size")
     side = side.get("height", side.get("shortest_edge")) if isinstance(side, dict) else side
