@@ -287,7 +287,7 @@ def _nifti_header(path: Path) -> Header:
         raise CohortError(f"{path}: not a single-file NIfTI picture; copy it again")
     shape = head.get_data_shape()
     if len(shape) < 2 or any(n != 1 for n in shape[2:]):
-        raise CohortError(f"{path}: has the shape {shape}; one 2-D picture is needed")
+        raise CohortError(f"{path}: has the shape {shape}; one 2-D picture is needed, export one frame")
     # gzip ends with the uncompressed size: a cut file shows without decompressing it.
     size = int(head["vox_offset"]) + math.prod(shape) * head.get_data_dtype().itemsize
     with path.open("rb") as raw:
@@ -313,7 +313,9 @@ def _mhd_header(path: Path) -> Header:
     reader.ReadImageInformation()
     size, spacing = reader.GetSize(), reader.GetSpacing()
     if any(n != 1 for n in size[2:]) or reader.GetNumberOfComponents() != 1:
-        raise CohortError(f"{path}: has the size {size}; one 2-D picture of one channel is needed")
+        raise CohortError(
+            f"{path}: has the size {size}; one 2-D picture of one channel is needed, export one frame"
+        )
     item = _MET_BYTES.get(fields.get("ElementType", ""))
     # ITK fills what is missing of a cut raw file without an error, so measure it here.
     if item and fields.get("CompressedData", "False").lower() != "true":

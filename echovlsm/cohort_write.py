@@ -219,7 +219,9 @@ class _Writer:
                 form = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
                 raise CohortError(f"{name} is {form}; it must be a numpy array uint8 (H, W)")
         if image.shape != labels.shape:
-            raise CohortError(f"image {image.shape} and labels {labels.shape} differ in shape")
+            raise CohortError(
+                f"image {image.shape} and labels {labels.shape} differ in shape; bring both to one size"
+            )
         if labels.max() > 3:
             raise CohortError(f"labels go up to {labels.max()}; only 0-3 have a meaning")
         extra = _check_dict(row, "provenance", ("patient", "view", "phase"))

@@ -294,8 +294,9 @@ def load_vqa(model: str | os.PathLike[str]) -> Ask:
         architecture = (config.architectures or [""])[0]
         return _load_vqa_model(model) if "QuestionAnswering" in architecture else _load_vqa_pipeline(model)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ShapeError(
-            f"{os.fspath(model)} cannot be loaded for visual question answering by Transformers: {error}; "
+            f"{os.fspath(model)} cannot be loaded for visual question answering by Transformers: {told}; "
             "give another model, or take backend='geometry'"
         ) from error
 

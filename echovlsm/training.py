@@ -129,7 +129,7 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`, or a count or the learning rate is not positive.
+        `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -139,8 +139,8 @@ def fit(
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if count < 1:
             raise ValueError(f"{name}: {count}; give at least 1")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate: {learning_rate}; give a positive number")
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise ValueError(f"learning_rate: {learning_rate}; give a number of at least 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)

@@ -127,7 +127,9 @@ class CRIS(nn.Module):
                 )
         saved = read_json(folder / "config.json", ModelError, "copy the folder again")
         if saved.get("model_type") != "cris":
-            raise ModelError(f"weights: {folder} holds a {saved.get('model_type')!r} model, not CRIS")
+            raise ModelError(
+                f"weights: {folder} holds a {saved.get('model_type')!r} model, not CRIS; name that model"
+            )
         known = {field.name for field in fields(CRISConfig)}
         strange = sorted(
             set(saved) - known - {"model_type", "architectures", "dtype", "transformers_version"}
@@ -387,14 +389,14 @@ def _folder(weights: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
-        raise ModelError(f"weights: the folder {weights} does not exist")
+        raise ModelError(f"weights: the folder {weights} does not exist; give one that does, or a hub id")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(weights, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"weights: cannot load {weights!r}: {str(error).splitlines()[0]} "
+            f"weights: cannot load {weights!r}: {str(error).splitlines()[0].rstrip('.')}. "
             "Give a folder that holds config.json, model.safetensors and the tokenizer, or go online."
         ) from error
 
