@@ -64,7 +64,8 @@ def write_cohort(
     header = _check_meta(meta)
     table = isinstance(frames_with_arrays, pd.DataFrame)
     rows = frames_with_arrays.to_dict("records") if table else frames_with_arrays
-    root.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(root):
+        root.parent.mkdir(parents=True, exist_ok=True)
     _recover(root)
     _refuse_existing(root, overwrite)
     with _partial_folder(root) as partial:
@@ -86,6 +87,17 @@ def write_cohort(
         partial.rename(root)
         shutil.rmtree(old, ignore_errors=True)
     return root
+
+
+@contextmanager
+def _writable(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CohortError(
+            f"{root}: no folder can be made there ({error.strerror}: {error.filename}); choose another "
+            "place, or see to its permissions"
+        ) from error
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
@@ -123,7 +135,8 @@ def _partial_folder(root: Path) -> Iterator[Path]:
     import filelock
 
     partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
+    with _writable(root):
+        partial.mkdir()
     lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
     try:
         with lock:
@@ -207,7 +220,9 @@ class _Writer:
                 form = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
                 raise CohortError(f"{name} is {form}; it must be a numpy array uint8 (H, W)")
         if image.shape != labels.shape:
-            raise CohortError(f"image {image.shape} and labels {labels.shape} differ in shape")
+            raise CohortError(
+                f"image {image.shape} and labels {labels.shape} differ in shape; bring both to one size"
+            )
         if labels.max() > 3:
             raise CohortError(f"labels go up to {labels.max()}; only 0-3 have a meaning")
         extra = _check_dict(row, "provenance", ("patient", "view", "phase"))

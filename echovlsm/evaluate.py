@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from echovlsm import STRUCTURES, runs
-from echovlsm.cohort import CohortError, cohort_hash, load_labels, read_cohort
+from echovlsm.cohort import cohort_hash, load_labels, read_cohort
 from echovlsm.scoring import METRICS, PAPER_SIZE, score_table, to_mask
 
 if TYPE_CHECKING:
@@ -246,12 +246,13 @@ def main(
     record: Annotated[Path | None, typer.Option(help="put the run on record in this folder")] = None,
 ) -> None:
     """Score a folder of patients with a kept run."""
-    from echovlsm.clinical import ClinicalError
-
     clock = time.perf_counter()
     try:
         if out is not None and out.suffix != ".parquet":
             raise EvaluationError(f"--out: {out} must end in .parquet")
+        for name, file in (("--out", out), ("--clinical", clinical)):
+            if file is not None and file.absolute().parent.exists() and not file.absolute().parent.is_dir():
+                raise EvaluationError(f"{name}: {file.parent} is no folder; give a file in a folder")
         if size < 0:
             raise EvaluationError(f"--size: {size} is no number of pixels")
         folder = kept_run(run)
@@ -261,7 +262,7 @@ def main(
         logits = predict_run(folder, frames)
         ends = clinical_ends(frames, logits) if clinical or record else None
         scores = score_run(folder, frames, logits, size)
-    except (EvaluationError, CohortError, ClinicalError, ValueError) as error:
+    except (runs.RunError, ValueError) as error:  # ours are ValueErrors: of cohort, run, model, prompt
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     target = (out or folder / f"scores-{frames.attrs['meta']['name']}.parquet").absolute()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from echovlsm.files import read_yaml
 from echovlsm.parameters import check_parameters
 
 if TYPE_CHECKING:
@@ -218,9 +219,20 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.yaml` says; empty before the run was started."""
+        """What `run.yaml` says; empty before the run was started.
+
+        Raises
+        ------
+        RunError
+            The file is broken.
+        """
         file = self / "run.yaml"
-        return yaml.safe_load(file.read_text()) if file.is_file() else {}
+        remedy = "copy the run again, or delete this file to make the run from its start"
+        record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+        for name in ("parameters", "evaluation"):
+            if not isinstance(record.get(name, {}), dict):
+                raise RunError(f"{file}: `{name}` holds no names with values; {remedy}")
+        return record
 
     @property
     def complete(self) -> bool:
@@ -370,16 +382,25 @@ class RunFolder:
 
     def save_weights(self, model: Any) -> None:
         """Write the model's Hugging Face folder as `weights/`, whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         partial = Path(tempfile.mkdtemp(prefix="weights.partial-", dir=self.path))
         model.save_pretrained(partial)
         final = self / "weights"
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
 
+    def _make_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"run: the folder {self.path} cannot be made ({error.strerror}: {error.filename}); name "
+                "another `run` folder, or see to its permissions"
+            ) from error
+
     @contextlib.contextmanager
     def _appear(self, name: str) -> Iterator[Path]:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         partial = self / f"{name}.partial"
         yield partial
         os.replace(partial, self / name)

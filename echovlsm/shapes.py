@@ -322,12 +322,14 @@ def load_vqa(model: str | os.PathLike[str]) -> Ask:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         architecture = (config.architectures or [""])[0]
         return _load_vqa_model(model) if "QuestionAnswering" in architecture else _load_vqa_pipeline(model)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ShapeError(
-            f"{os.fspath(model)} cannot be loaded for visual question answering by Transformers: {error}"
+            f"{os.fspath(model)} cannot be loaded for visual question answering by Transformers: {told}; "
+            "give another model, or take backend='geometry'"
         ) from error
 
 
@@ -335,8 +337,8 @@ def _load_vqa_model(model: str | os.PathLike[str]) -> Ask:
     import torch
     from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model)
-    network = AutoModelForVisualQuestionAnswering.from_pretrained(model).eval()
+    processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    network = AutoModelForVisualQuestionAnswering.from_pretrained(model, trust_remote_code=False).eval()
 
     def ask(picture: Image, question: str) -> str:
         inputs = processor(images=picture, text=question, return_tensors="pt")
@@ -354,7 +356,7 @@ def _load_vqa_model(model: str | os.PathLike[str]) -> Ask:
 def _load_vqa_pipeline(model: str | os.PathLike[str]) -> Ask:
     from transformers import pipeline
 
-    generate = pipeline("image-text-to-text", model=os.fspath(model))
+    generate = pipeline("image-text-to-text", model=os.fspath(model), trust_remote_code=False)
     chats = getattr(generate.processor, "chat_template", None) is not None
 
     def ask(picture: Image, question: str) -> str:

@@ -136,7 +136,7 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`.
+        `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
     echovlsm.runs.RunError
         `mixed_precision` is ``fp16``, and there is no GPU.
     """
@@ -146,6 +146,11 @@ def fit(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
     check_precision(mixed_precision)
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name}: {count}; give at least 1")
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise ValueError(f"learning_rate: {learning_rate}; give a number of at least 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
