@@ -89,7 +89,7 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         )
     rows, tables = {}, {}
     for file in files:
-        record = yaml.safe_load(file.read_text())
+        record = read_yaml(file, ValueError, "make the rehearsal again")
         setup, scored = record["parameters"], record["scored"]
         rows[file.stem] = {
             "pixels": setup["image_size"],

@@ -8,7 +8,6 @@ continues from the last whole epoch and, with the same thread count, ends with t
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from echovlsm import files
 from echovlsm.checkpoints import Checkpoints
 from echovlsm.features import Features, encode
 from echovlsm.runs import check_precision
@@ -139,6 +139,10 @@ def fit(
         `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
     echovlsm.runs.RunError
         `mixed_precision` is ``fp16``, and there is no GPU.
+    echovlsm.files.InUseError
+        Another process trains in `folder`.
+    echovlsm.files.FullDiskError
+        There is no room for the state; the one before is kept.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -217,6 +221,7 @@ def fit(
         bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
     bar.close()
     state.load_best(bare)
+    state.states.end()
     accelerator.free_memory()
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
 
@@ -333,10 +338,9 @@ class _Checkpoint:
         from safetensors.torch import save_file
 
         if self.accelerator.is_main_process:
-            partial = self.best.with_suffix(".partial")
             tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-            save_file(tensors, partial)
-            os.replace(partial, self.best)
+            with files.appearing(self.best) as partial:
+                save_file(tensors, partial)
 
     def load_best(self, model: nn.Module) -> None:
         """Put the weights of the best epoch into the model."""

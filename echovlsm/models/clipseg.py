@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from echovlsm import files
 from echovlsm.models import ModelError
 from echovlsm.runs import resolve
 
@@ -129,9 +130,10 @@ class CLIPSeg(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, `model.safetensors`, tokenizer and `preprocessor_config.json` into `folder`."""
-        self.segmenter.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
-        _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
+        with files.room(folder):
+            self.segmenter.save_pretrained(folder, safe_serialization=True)
+            self.tokenizer.save_pretrained(folder)
+            _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
 
     # -- what learns --------------------------------------------------------------------------------
 

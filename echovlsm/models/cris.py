@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
+from echovlsm import files
 from echovlsm.files import read_json
 from echovlsm.models import ModelError
 from echovlsm.models.cris_clip import CLIP
@@ -210,16 +210,15 @@ class CRIS(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "model.safetensors.partial"
-        partial.write_bytes(save(tensors, metadata={"format": "pt"}))
-        os.replace(partial, folder / "model.safetensors")
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
+        with files.appearing(folder / "model.safetensors") as partial:
+            partial.write_bytes(save(tensors, metadata={"format": "pt"}))
+        with files.room(folder):
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
         config = {"model_type": "cris", "architectures": ["CRIS"], **asdict(self.config)}
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(partial, folder / "config.json")
+        with files.appearing(folder / "config.json") as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n")
 
     # -- what learns --------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from echovlsm import files
 from echovlsm.synthesis.fidelity import (
     TISSUES,
     Pictures,
@@ -190,7 +190,7 @@ def denoiser_for(
         raise ValueError(f"sdm_start: {start!r} is not known; choose one of {', '.join(STARTS)}")
     if frames is None:
         return resolve(weights)
-    target, partial = folder / "sdm", folder / "sdm.partial"
+    target = folder / "sdm"
     if target.is_dir():
         return target
     shape, schedule = load_denoiser(weights)
@@ -207,7 +207,6 @@ def denoiser_for(
         prediction=schedule.config.prediction_type,
         **{**TRAINING, **settings},
     )
-    shutil.rmtree(partial, ignore_errors=True)
     meta = frames.attrs["meta"]
     source = {
         "name": meta["name"],
@@ -216,9 +215,9 @@ def denoiser_for(
     }
     if start == "weights":
         source |= {f"before_{key}": value for key, value in trained_on(weights).items()}
-    save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
-    history.to_csv(partial / "history.csv", index=False)
-    os.replace(partial, target)
+    with files.appearing(target) as partial:
+        save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
+        history.to_csv(partial / "history.csv", index=False)
     shutil.rmtree(folder / "sdm-state")
     return target
 
