@@ -40,7 +40,7 @@ lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff format --check .
 
 clean:  ## remove the built book and caches; runs/, data/ and .venv stay
-	rm -rf _build .snakemake .pytest_cache .ruff_cache build
+	rm -rf _build .snakemake .pytest_cache .ruff_cache .hypothesis build
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf
 
 distclean: clean  ## remove also .venv, runs/ and the generated cohorts

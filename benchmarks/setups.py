@@ -117,10 +117,13 @@ def cris(settings: Settings, encoders: str = "unfrozen") -> CRIS:
     return model
 
 
-def triplets(model: nn.Module, pictures: int, size: int = 256) -> Triplets:
-    """The first pictures of the phantom cohort with their prompts and masks, at the model's size."""
-    frames = cohort(-(-pictures // 4), size)
-    part = frames.iloc[:pictures].reset_index(drop=True)
+def triplets(model: nn.Module, pictures: int, size: int = 256, view: str = "") -> Triplets:
+    """The first pictures of the phantom cohort with their prompts and masks, at the model's size.
+
+    `view`: of that view only, two a patient, so that patients share prompts.
+    """
+    frames = cohort(-(-pictures // (2 if view else 4)), size)
+    part = frames[frames["view"].eq(view) | (not view)].iloc[:pictures].reset_index(drop=True)
     part.attrs = frames.attrs
     return make_triplets(part, LEVEL, model, variant=0)
 
@@ -179,8 +182,8 @@ def assert_same_gradients(
 ) -> str:
     """The same parameters have gradients, and these are equal as one long vector; in words, how alike.
 
-    What is left of large terms that cancel, such as the gradients of keys' biases, is rounding, so that not each
-    tensor can be held against its own length. (A test does so in double precision.)
+    What is left of large terms that cancel, such as the gradients of keys' biases, is rounding, so that not
+    each tensor can be held against its own length. (A test does so in double precision.)
     """
     assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())[:3]
     apart = {name: float((found[name] - value).norm()) for name, value in wanted.items()}

@@ -68,7 +68,7 @@ class Read(Features):
 
 
 def encode_prompts(model: nn.Module, triplets: Triplets) -> Read | None:
-    """Encode each distinct prompt of `triplets` once, for a model whose weights stay while the result is used.
+    """Encode each distinct prompt of `triplets` once, for a model that does not learn while it is used.
 
     None where the model reads no prompts.
     """

@@ -8,7 +8,6 @@ continues from the last whole epoch and, with the same thread count, ends with t
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from echovlsm import files
 from echovlsm.checkpoints import Checkpoints
 from echovlsm.features import Features, encode, encode_prompts
+from echovlsm.runs import check_precision
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
@@ -138,13 +139,25 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`.
+        `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
+    echovlsm.runs.RunError
+        `mixed_precision` is ``fp16``, and there is no GPU.
+    echovlsm.files.InUseError
+        Another process trains in `folder`.
+    echovlsm.files.FullDiskError
+        There is no room for the state; the one before is kept.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    check_precision(mixed_precision)
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name}: {count}; give at least 1")
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise ValueError(f"learning_rate: {learning_rate}; give a number of at least 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
@@ -211,6 +224,7 @@ def fit(
         bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
     bar.close()
     state.load_best(bare)
+    state.states.end()
     accelerator.free_memory()
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
 
@@ -333,10 +347,9 @@ class _Checkpoint:
         from safetensors.torch import save_file
 
         if self.accelerator.is_main_process:
-            partial = self.best.with_suffix(".partial")
             tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-            save_file(tensors, partial)
-            os.replace(partial, self.best)
+            with files.appearing(self.best) as partial:
+                save_file(tensors, partial)
 
     def load_best(self, model: nn.Module) -> None:
         """Put the weights of the best epoch into the model."""

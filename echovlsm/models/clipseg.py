@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from echovlsm import files
 from echovlsm.models import ModelError
 from echovlsm.runs import resolve
 
@@ -89,31 +90,50 @@ class CLIPSeg(nn.Module):
                     f"weights: {weights} has no config.json; give a folder in Hugging Face layout"
                 )
         elif weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
-            raise ModelError(f"weights: the folder {weights} does not exist")
+            raise ModelError(f"weights: the folder {weights} does not exist; give one that does, or a hub id")
         try:
             config = CLIPSegConfig.from_pretrained(weights)
             if config.model_type != "clipseg":
-                raise ModelError(f"weights: {weights} holds a {config.model_type!r} model, not CLIPSeg")
+                raise ModelError(
+                    f"weights: {weights} holds a {config.model_type!r} model, not CLIPSeg; name that model"
+                )
             segmenter, report = CLIPSegForImageSegmentation.from_pretrained(
-                weights, config=config, dtype=torch.float32, output_loading_info=True
+                weights,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # only so that the error below can name them
             )
-            tokenizer = AutoTokenizer.from_pretrained(weights)
-        except OSError as error:
+            tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+        except ModelError:
+            raise
+        except Exception as error:  # a broken folder raises a dozen kinds
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"weights: cannot load {weights!r}: {str(error).splitlines()[0]} "
-                "Give a folder that holds config.json, model.safetensors and the tokenizer, or go online."
+                f"weights: cannot load {weights!r}: {told.rstrip('.')}. Give a whole folder that holds "
+                "config.json, model.safetensors and the tokenizer, or go online."
             ) from error
         absent = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
         if absent:
-            raise ModelError(f"weights: {weights} lacks {len(absent)} tensors, the first is {absent[0]}")
+            raise ModelError(
+                f"weights: {weights} lacks {len(absent)} tensors, the first is {absent[0]}; copy it again"
+            )
+        if other := sorted(report["mismatched_keys"]):
+            name, there, wanted = other[0]
+            raise ModelError(
+                f"weights: {weights} does not fit its config.json: {len(other)} tensors of "
+                f"another shape, the first is {name} {tuple(there)} for {tuple(wanted)}; give the "
+                "configuration that the weights were made with"
+            )
         mean, std, size = _read_preprocessing(weights, config.vision_config.image_size)
         return cls(segmenter, tokenizer, mean, std, encoders, size)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, `model.safetensors`, tokenizer and `preprocessor_config.json` into `folder`."""
-        self.segmenter.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
-        _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
+        with files.room(folder):
+            self.segmenter.save_pretrained(folder, safe_serialization=True)
+            self.tokenizer.save_pretrained(folder)
+            _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
 
     # -- what learns --------------------------------------------------------------------------------
 
