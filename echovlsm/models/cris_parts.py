@@ -70,7 +70,7 @@ def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
         lines = across @ mixed.view(count * height, 3 * width, out)
         lines = lines.view(count, height, -1)
         rows = down[tap].expand(count, -1, -1)
-        result = rows @ lines if result is None else torch.baddbmm(result, rows, lines)
+        result = rows @ lines if result is None else result.baddbmm_(rows, lines)
     return result.view(count, 2 * height, 2 * width, out).permute(0, 3, 1, 2)
 
 
