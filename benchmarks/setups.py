@@ -117,12 +117,13 @@ def cris(settings: Settings, encoders: str = "unfrozen") -> CRIS:
     return model
 
 
-def triplets(model: nn.Module, pictures: int, size: int = 256, view: str = "") -> Triplets:
+def triplets(model: nn.Module, pictures: int, view: str = "") -> Triplets:
     """The first pictures of the phantom cohort with their prompts and masks, at the model's size.
 
     `view`: of that view only, two a patient, so that patients share prompts.
     """
-    frames = cohort(-(-pictures // (2 if view else 4)), size)
+    patients = -(-pictures // (2 if view else 4))
+    frames = cohort(patients, 256 if model.image_size > 128 else 128)
     part = frames[frames["view"].eq(view) | (not view)].iloc[:pictures].reset_index(drop=True)
     part.attrs = frames.attrs
     return make_triplets(part, LEVEL, model, variant=0)
@@ -151,7 +152,7 @@ def outlines(count: int, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     from echovlsm.cohort import load_labels
 
     rng = np.random.default_rng(4)
-    frames = cohort(5, 256)
+    frames = cohort(5, min(size, 256))
     found = []
     for number in range(count):
         labels = load_labels(frames.iloc[(number // len(STRUCTURES)) % len(frames)])

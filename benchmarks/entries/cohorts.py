@@ -72,7 +72,7 @@ def _copy(path: Path, number: int) -> Path:
 
 def _prompts(settings: Settings) -> Iterator[Pair | Rate]:
     patients, part = (6, 2) if settings.quick else (500, 20)
-    table = _many(setups.cohort(5, 256), patients)
+    table = _many(setups.cohort(5, 96 if settings.quick else 256), patients)
     few = table.iloc[: 4 * part]
 
     def run_ours(kept: bool = False) -> pd.DataFrame:

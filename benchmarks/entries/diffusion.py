@@ -26,7 +26,7 @@ def run(settings: Settings) -> Iterator[Pair]:
     other, _ = load_denoiser(weights)
     model.to(memory_format=torch.channels_last).eval()
     other.eval()
-    frames = setups.cohort(1, 256)
+    frames = setups.cohort(1, 128)
     found = perturbed_maps(frames, 1, model.config.image_size, 0)
     maps = np.stack([one.sector_map for one in found])
     seeds = list(range(len(maps)))

@@ -60,7 +60,7 @@ def _with_pictures(settings: Settings) -> Iterator[Growth]:
         score_table((({"mask": n}, *masks[n]) for n in range(3 * count)), size=size, progress=False)
 
     yield Growth("scoring", "pictures", _timed(settings, {n: (lambda n=n: score(n)) for n in amounts}))
-    frames = setups.cohort(-(-max(amounts) // 4), 256)
+    frames = setups.cohort(-(-max(amounts) // 4), 128)
     levels = ("P1", "P2", "P3", "P4", "P5")
     write = {n: (lambda n=n: make_prompts(frames.iloc[:n], levels=levels)) for n in amounts}
     yield Growth("prompts without shapes", "pictures", _timed(settings, write))

@@ -121,7 +121,7 @@ def _batched(
 def _share_of_peak(settings: Settings, run: Any) -> Iterator[Rate]:
     """Floating-point operations of a step, per second, and their share of what a large product reaches."""
     operations = count_operations(run)
-    clocks = median_of(run, settings.repeats(3))
+    clocks = median_of(run, settings.repeats(2))
     speeds = [operations / seconds / 1e9 for seconds in clocks]
     peak = matrix_rate(256 if settings.quick else 2048)
     middle = sorted(peak)[len(peak) // 2]
