@@ -94,11 +94,11 @@ def _batched(
 ) -> Iterator[Pair]:
     """The stricter plain way: all triplets in one batch, in which each picture stands three times."""
     rows = setups.one_by_one(ours, batch)
+    theirs.load_state_dict(ours.segmenter.state_dict())  # both have made steps of their own
     whole = [tuple(torch.cat(parts) for parts in zip(*rows, strict=True))]
 
     def check(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> str:
-        # both models have made steps of their own before
-        return setups.assert_alike(found[1], wanted[1], "logits", 1e-2)
+        return setups.assert_alike(found[1], wanted[1], "logits", 1e-3)
 
     yield Pair(
         "clipseg-unfrozen-batch",

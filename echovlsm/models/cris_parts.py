@@ -202,6 +202,24 @@ class TransformerDecoder(nn.Module):
         return self.norm(x).transpose(1, 2)
 
 
+def _attend(
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None
+) -> Tensor:
+    """What `attention` gives, (N, L, C); `seen` is true where a query may look. Without PyTorch's copies."""
+    width, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
+    if query is key:
+        both = functional.linear(query, weight[: 2 * width], bias[: 2 * width])
+        query, key = both.split(width, dim=-1)
+    else:
+        query = functional.linear(query, weight[:width], bias[:width])
+        key = functional.linear(key, weight[width : 2 * width], bias[width : 2 * width])
+    value = functional.linear(value, weight[2 * width :], bias[2 * width :])
+    heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    dropout = attention.dropout if attention.training else 0.0
+    mixed = functional.scaled_dot_product_attention(*heads, attn_mask=seen, dropout_p=dropout)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
 class TransformerDecoderLayer(nn.Module):
     """Self-attention, cross-attention and feed-forward, each normalised before and after."""
 
@@ -229,10 +247,10 @@ class TransformerDecoderLayer(nn.Module):
         """Places (N, h w, C), words (N, L, C), their position codes, `padding` bool (N, L)."""
         y = self.norm1(x)
         seat = y + places
-        y = self.self_attn(seat, seat, y, need_weights=False)[0]
+        y = _attend(self.self_attn, seat, seat, y)
         x = x + self.dropout1(self.self_attn_norm(y))
         y = self.norm2(x) + places
-        y = self.multihead_attn(y, words + order, words, key_padding_mask=padding, need_weights=False)[0]
+        y = _attend(self.multihead_attn, y, words + order, words, ~padding[:, None, None])
         x = x + self.dropout2(self.cross_attn_norm(y))
         return x + self.dropout3(self.ffn(self.norm3(x)))
 
