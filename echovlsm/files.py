@@ -1,7 +1,8 @@
 """Files without surprises.
 
 Writing: whole or not at all, one process at a time, a full disk said in words.
-Reading: small files that other programs may have broken are read, or refused with one error that names the remedy.
+Reading: small files that other programs may have broken are read, or refused with one error that names the
+remedy.
 """
 
 from __future__ import annotations
