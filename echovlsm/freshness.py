@@ -102,7 +102,8 @@ def freshness_parts(
     notebook
         The notebook's source. Only its cells count, not outputs or metadata.
     parameters
-        The parameters of its execution; `cohort`, `weights` and `results` name folders whose content counts.
+        The parameters of its execution; `cohort`, `weights`, `results` and `benchmarks` name folders whose
+        content counts.
     executed
         The executed notebook; the `weights/` beside it count where there is no parameter `weights`.
 
@@ -115,7 +116,7 @@ def freshness_parts(
 
     cells = nbformat.read(notebook, as_version=4).cells
     package = [path for path in sorted((root / "echovlsm").rglob("*.py")) if _counts(path, notebook)]
-    cohort, weights, results = (parameters.get(name) for name in ("cohort", "weights", "results"))
+    cohort, weights, results = parameters.get("cohort"), parameters.get("weights"), _recorded(parameters)
     # A page without starting weights of its own rests on those of the run that it lies in.
     folder = runs.resolve(weights, root) if weights else executed.with_name("weights") if executed else None
     return {
@@ -135,6 +136,11 @@ def _counts(module: Path, notebook: Path) -> bool:
     """Whether a page rests on a module of the package."""
     chapter = next((number for name, number in _CHAPTERS.items() if module.stem.startswith(name)), "")
     return module.name not in _NOT_COUNTED and notebook.stem.startswith(chapter)
+
+
+def _recorded(parameters: Mapping[str, Any]) -> str | None:
+    """The folder of recorded results that a page shows."""
+    return parameters.get("results") or parameters.get("benchmarks")
 
 
 def _folder_digest(folder: Path) -> str:
@@ -288,7 +294,7 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, A
     if not cohort and "cohort" in run:
         return str(run["cohort"])
     if not cohort:
-        return f"as recorded in {parameters['results']}" if "results" in parameters else UNKNOWN
+        return f"as recorded in {recorded}" if (recorded := _recorded(parameters)) else UNKNOWN
     folder = runs.resolve(cohort, root)
     meta = folder / "cohort.yaml"
     remedy = "copy the cohort again, or execute the notebook on another"
