@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,22 @@ def test_weights_with_missing_tensors_are_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="film_mul"):
         models.load("clipseg", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [("decoder.nonsense", (3,), "of no use here"), ("decoder.film_mul.weight", (2, 2), "in another shape")],
+)
+def test_weights_with_other_tensors_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...], told: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(WEIGHTS, tmp_path / "w")
+    tensors = load_file(WEIGHTS / "model.safetensors") | {name: torch.zeros(shape)}
+    save_file(tensors, tmp_path / "w" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{told}.*1 tensors, the first is {name}"):
+        models.load("clipseg", tmp_path / "w")
 
 
 def test_too_long_a_prompt_and_a_rectangle_are_errors() -> None:

@@ -78,7 +78,8 @@ class CLIPSeg(nn.Module):
         Raises
         ------
         ModelError
-            The folder is missing, is no CLIPSeg folder, lacks weights, or the hub cannot be reached.
+            The folder is missing or is no CLIPSeg folder, its tensors are not exactly those of its
+            configuration, or the hub cannot be reached.
         """
         folder, weights = resolve(weights), str(weights)
         if folder.is_dir():
@@ -94,7 +95,11 @@ class CLIPSeg(nn.Module):
             if config.model_type != "clipseg":
                 raise ModelError(f"weights: {weights} holds a {config.model_type!r} model, not CLIPSeg")
             segmenter, report = CLIPSegForImageSegmentation.from_pretrained(
-                weights, config=config, dtype=torch.float32, output_loading_info=True
+                weights,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are an error below, with their names
             )
             tokenizer = AutoTokenizer.from_pretrained(weights)
         except OSError as error:
@@ -102,9 +107,18 @@ class CLIPSeg(nn.Module):
                 f"weights: cannot load {weights!r}: {str(error).splitlines()[0]} "
                 "Give a folder that holds config.json, model.safetensors and the tokenizer, or go online."
             ) from error
-        absent = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
-        if absent:
-            raise ModelError(f"weights: {weights} lacks {len(absent)} tensors, the first is {absent[0]}")
+        found = {
+            "lacks": report["missing_keys"],
+            "has in another shape": [key[0] for key in report["mismatched_keys"]],
+            "has, of no use here,": report["unexpected_keys"],
+        }
+        for what, names in found.items():
+            wrong = sorted(name for name in names if not name.endswith("position_ids"))
+            if wrong:
+                raise ModelError(
+                    f"weights: {weights} {what} {len(wrong)} tensors, the first is {wrong[0]}; give a folder "
+                    "whose config.json is that of its weights"
+                )
         mean, std, size = _read_preprocessing(weights, config.vision_config.image_size)
         return cls(segmenter, tokenizer, mean, std, encoders, size)
 
