@@ -32,6 +32,7 @@ NOTEBOOKS = (
     "07_published",
     "08_explorer",
     "09_real_hearts",
+    "10_benchmarks",
 )
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
@@ -65,6 +66,7 @@ EXECUTED = {
     "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
     "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
     "09_real_hearts": f"runs/{PROFILE}/09_real_hearts/09_real_hearts.ipynb",
+    "10_benchmarks": f"runs/{PROFILE}/10_benchmarks/10_benchmarks.ipynb",
 }
 # Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
 PUBLISHING = {"book", "book_assets", "book_tables", "freshness", "scenes", "pretraining", "warm"}
@@ -74,7 +76,8 @@ CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", 
 RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
 EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
 HEARTS = [path for path in MODULES if Path(path).stem.startswith(("real_", "learning_curves", "clinical", "evaluate"))]
-CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS]
+COSTS = [path for path in MODULES if Path(path).stem == "benchmark_figures"]
+CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS + COSTS]
 
 
 def files_of(folder):
@@ -315,6 +318,19 @@ rule hearts:
         EXECUTED["09_real_hearts"],
     shell:
         command("09_real_hearts")
+
+
+rule benchmarks:
+    input:
+        SOURCES["10_benchmarks"],
+        PROFILE_FILE,
+        CODE,
+        COSTS,
+        [str(p) for p in Path("data/results/benchmarks").rglob("*") if p.is_file()],
+    output:
+        EXECUTED["10_benchmarks"],
+    shell:
+        command("10_benchmarks")
 
 
 rule evaluate:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from echovlsm import warm
+from echovlsm import files, warm
 
 
 def execute(
@@ -48,15 +48,19 @@ def execute(
     check_values(parameters, notebook_parameters(notebook), notebook.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".failed.ipynb")
-    papermill.execute_notebook(
-        str(notebook),
-        str(partial),
-        parameters=dict(parameters),
-        cwd=str(project_root()),
-        progress_bar=progress,
-        kernel_name="python3",
-        **warm.kernel_options(),
-    )
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(partial),
+            parameters=dict(parameters),
+            cwd=str(project_root()),
+            progress_bar=progress,
+            kernel_name="python3",
+            **warm.kernel_options(),
+        )
+    except OSError:  # of writing the notebook; what a cell raises comes as another error
+        with files.room(out.parent):
+            raise
     os.replace(partial, out)
     record_freshness(out, notebook)
     return out
@@ -92,9 +96,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--no-progress", action="store_true", help="no bar of cells")
     options = parser.parse_args(arguments)
+
+    def read(name: str, value: str) -> Any:
+        """A value as YAML means it: a number, a truth value or text, never an object or an expression."""
+        try:
+            return yaml.safe_load(value) if value else value
+        except yaml.YAMLError as error:
+            raise ParameterError(
+                f"parameter `{name}` is {value!r}, which is no plain value; put text in quotes of its own"
+            ) from error
+
     try:
         profile = read_profile(options.profile) if options.profile else {}
-        changes = {name: yaml.safe_load(value) if value else value for name, value in options.parameter}
+        changes = {name: read(name, value) for name, value in options.parameter}
         values = parameters_for(options.notebook, profile, changes)
         execute(options.notebook, options.out, values, progress=not options.no_progress)
     except ParameterError as error:

@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 
 from echovlsm import PHASES, STRUCTURES, VIEWS, runs
+from echovlsm.files import appearing
 
 REPOSITORY = "naamiinepal/synthetic-boost"
 COMMIT = "8adcde255207dc3b0c06a77b4ad9ca9dd0a7f67e"
@@ -228,11 +229,15 @@ def _verify(scores: pd.DataFrame, path: Path) -> None:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         scores = pd.read_csv(path)
-    except (OSError, EOFError, ValueError) as error:  # pandas' ParserError is a ValueError
-        raise PublishedError(f"scores: {path} is not a table that can be read ({error})") from error
+    except Exception as error:  # pandas also looks into archives, which fail in many ways
+        raise PublishedError(
+            f"scores: {path} is not a table that can be read ({error}); give {_FILE}"
+        ) from error
     absent = [name for name in COLUMNS if name not in scores]
     if absent:
-        raise PublishedError(f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}")
+        raise PublishedError(
+            f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}, give that file"
+        )
     return scores[COLUMNS].assign(model=scores["model"].replace(_OTHER_NAMES))
 
 
@@ -300,9 +305,8 @@ def save_results(
     }
     texts["source.yaml"] = yaml.safe_dump(dict(source), sort_keys=False)
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+        with appearing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def load_results(

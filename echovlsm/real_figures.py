@@ -10,11 +10,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from echovlsm.clinical import agreement
+from echovlsm.files import read_yaml
 from echovlsm.learning_curves import LONGER, NONE
 from echovlsm.statistics import bootstrap_interval
 
@@ -47,13 +47,15 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     ------
     FileNotFoundError
         There is none; the message says what makes it.
+    ValueError
+        It is broken.
     """
     from echovlsm.runs import resolve
 
     file = resolve(folder) / "run.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no recorded result; book/how_to_run.md says how it is made")
-    return yaml.safe_load(file.read_text())
+    return read_yaml(file, ValueError, "restore it, or make the result again (book/how_to_run.md)")
 
 
 def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -87,7 +89,7 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         )
     rows, tables = {}, {}
     for file in files:
-        record = yaml.safe_load(file.read_text())
+        record = read_yaml(file, ValueError, "make the rehearsal again")
         setup, scored = record["parameters"], record["scored"]
         rows[file.stem] = {
             "pixels": setup["image_size"],

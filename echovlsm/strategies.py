@@ -172,10 +172,12 @@ def strategy_triplets(
     Raises
     ------
     StrategyError
-        Level P7 of synthetic pictures only.
+        An unknown strategy, or level P7 of synthetic pictures only.
     """
     from echovlsm.triplets import make_triplets
 
+    if strategy not in STRATEGIES:
+        raise StrategyError(f"strategy: {strategy!r} is not known; choose one of {', '.join(STRATEGIES)}")
     if strategy == "synthetic" and synthetic_level(level, sources) != level:
         raise StrategyError(
             f"prompt: a synthetic cohort has no {level}: its pictures have no quality; take P6 (P5 + shape)"
