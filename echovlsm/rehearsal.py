@@ -8,14 +8,13 @@ comes out is no result.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echovlsm import dry_run_checks as checks
-from echovlsm import runs
+from echovlsm import files, runs
 from echovlsm.dry_run import NOTEBOOKS, add_arguments, dry_run, read_changes, read_pairs, report, settings
 from echovlsm.parameters import ParameterError, notebook_parameters
 
@@ -61,7 +60,9 @@ def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
     from echovlsm.execute import execute
 
     run = runs.RunFolder(values["run"])
-    shutil.rmtree(run.path, ignore_errors=True)
+    if run.path.is_dir():
+        with files.only_one(run.path):
+            files.remove(run.path)
     for name in NOTEBOOKS:
         source = runs.project_root() / "notebooks" / f"{name}.ipynb"
         declared = notebook_parameters(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,16 @@ def test_weights_with_missing_tensors_are_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="film_mul"):
         models.load("clipseg", tmp_path)
+
+
+def test_weights_with_foreign_tensors_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(WEIGHTS, tmp_path / "w")
+    tensors = load_file(WEIGHTS / "model.safetensors") | {"decoder.nonsense": torch.zeros(3)}
+    save_file(tensors, tmp_path / "w" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensors that .* no place for, the first is decoder\.nonsense"):
+        models.load("clipseg", tmp_path / "w")
 
 
 def test_too_long_a_prompt_and_a_rectangle_are_errors() -> None:

@@ -57,6 +57,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
         full_weights.write_folder(model, tmp_path / "there")
 
     def breaks(self: CRIS, folder: Path) -> None:
+        Path(folder).mkdir()
         (Path(folder) / "config.json").write_text("{")
         raise OSError("disk full")
 

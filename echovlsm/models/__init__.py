@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from echovlsm.models.clipseg import CLIPSeg
     from echovlsm.models.cris import CRIS
     from echovlsm.models.reference import ReferenceUNet
@@ -24,6 +26,20 @@ ENCODERS: tuple[str, ...] = ("frozen", "unfrozen", "lora")
 
 class ModelError(ValueError):
     """A model name, weights folder or input that cannot be used; the message names it and the remedy."""
+
+
+def name_of(model: nn.Module, what: str) -> str:
+    """``clipseg`` or ``cris``.
+
+    Raises
+    ------
+    ModelError
+        The model is neither; `what` names the parameter that asks for one with encoders.
+    """
+    name = getattr(model, "name", type(model).__name__)
+    if name not in MODELS:
+        raise ModelError(f"{what}: this needs the encoders of {' or '.join(MODELS)}; {name} has none")
+    return name
 
 
 def load(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from echovlsm.models import ModelError
+from echovlsm.models import ModelError, name_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,12 +165,7 @@ def encoders_of(model: nn.Module) -> nn.Module:
     ModelError
         The model is neither CLIPSeg nor CRIS.
     """
-    name = getattr(model, "name", type(model).__name__)
-    if name == "clipseg":
-        return model.segmenter.clip
-    if name == "cris":
-        return model.backbone
-    raise ModelError(f"encoders: lora needs the encoders of clipseg or cris; {name} has none")
+    return model.segmenter.clip if name_of(model, "encoders") == "clipseg" else model.backbone
 
 
 def _targets(model: nn.Module, encoders: nn.Module) -> list[str]:

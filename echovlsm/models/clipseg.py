@@ -125,6 +125,11 @@ class CLIPSeg(nn.Module):
                 f"another shape, the first is {name} {tuple(there)} for {tuple(wanted)}; give the "
                 "configuration that the weights were made with"
             )
+        if strange := sorted(k for k in report["unexpected_keys"] if not k.endswith("position_ids")):
+            raise ModelError(
+                f"weights: {weights} has {len(strange)} tensors that its config.json has no place for, the "
+                f"first is {strange[0]}; give the configuration that the weights were made with"
+            )
         mean, std, size = _read_preprocessing(weights, config.vision_config.image_size)
         return cls(segmenter, tokenizer, mean, std, encoders, size)
 

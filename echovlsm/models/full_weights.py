@@ -7,8 +7,6 @@ which a fresh CRIS is built. The released CLIPSeg, ``CIDAS/clipseg-rd64-refined`
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,20 +145,14 @@ def write_folder(model: CLIPSeg | CRIS, folder: str | Path) -> Path:
     ModelError
         Something is there already.
     """
+    from echovlsm import files
     from echovlsm.runs import resolve
 
     target = resolve(folder)
     if target.exists():
         raise ModelError(f"{target}: is there already; name another folder, or delete it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with files.appearing(target) as partial:
         model.save_pretrained(partial)
-        partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return target
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from echovlsm.models import ModelError
+from echovlsm.models import ModelError, name_of
 from echovlsm.models.cris_clip import resize_positions
 
 
@@ -36,9 +36,7 @@ def resize_input(model: nn.Module, image_size: int) -> nn.Module:
     ModelError
         The side does not fit the model, or the model is of another kind.
     """
-    name = getattr(model, "name", type(model).__name__)
-    if name not in ("clipseg", "cris"):
-        raise ModelError(f"image_size: {name} cannot change its size; clipseg and cris can")
+    name = name_of(model, "image_size")
     step = 32 if name == "cris" else int(model.segmenter.config.vision_config.patch_size)
     if image_size < step or image_size % step:
         what = "sides" if name == "cris" else f"patches of {step} pixels, so sides"
