@@ -124,7 +124,7 @@ def remove(path: Path) -> None:
 # -- one process at a time ------------------------------------------------------------------------------
 
 
-def hold(folder: Path, wait: float = WAIT) -> bool:
+def hold(folder: Path, wait: float | None = None) -> bool:
     """Work alone in a folder until `release`, or until this process ends, whatever way it ends.
 
     Parameters
@@ -132,7 +132,7 @@ def hold(folder: Path, wait: float = WAIT) -> bool:
     folder
         An existing folder. The process that holds it may ask again.
     wait
-        Seconds to wait for another process.
+        Seconds to wait for another process; by default `WAIT`.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def hold(folder: Path, wait: float = WAIT) -> bool:
     if folder in _HELD:
         return False
     # The operating system frees the lock of a killed process.
-    lock = filelock.FileLock(folder / LOCK, timeout=wait, thread_local=False)
+    lock = filelock.FileLock(folder / LOCK, timeout=WAIT if wait is None else wait, thread_local=False)
     try:
         with room(folder):
             lock.acquire()
@@ -176,7 +176,7 @@ def release(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, wait: float = WAIT) -> Iterator[None]:
+def only_one(folder: Path, wait: float | None = None) -> Iterator[None]:
     """Hold a folder for a moment; nothing changes where this process holds it already."""
     taken = hold(folder, wait)
     try:
