@@ -11,9 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from echovlsm.freshness import BookError
+from echovlsm.files import read_table, read_yaml
+from echovlsm.freshness import BookError, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,15 +42,14 @@ def recorded_scores(root: Path) -> pd.DataFrame | None:
     Only runs that learned from real pictures count, and of their scores not those before training. `attrs`
     hold the run's record.
     """
-    import pandas as pd
 
     best = None
     for file in sorted((root / "data" / "results").rglob("run.yaml")):
-        record = yaml.safe_load(file.read_text())
-        scores = file.with_name("scores.parquet")
-        if not isinstance(record, dict) or record.get("kind") != "real" or not scores.is_file():
+        remedy = "restore this result, or take its folder away"
+        record, scores = read_yaml(file, BookError, remedy), file.with_name("scores.parquet")
+        if record.get("kind") != "real" or not scores.is_file():
             continue
-        table = pd.read_parquet(scores)
+        table = read_table(scores, BookError, remedy, ("strategy", "dice"))
         table = table[table["strategy"] != "zeroshot"]
         if len(table) and (best is None or table["dice"].mean() > best["dice"].mean()):
             best = table
@@ -81,13 +79,13 @@ def groups(root: Path) -> str:
             continue
         for row in summary(known, (column,), resamples=2000).to_dict("records"):
             rows.append(
-                f"| {column} | {row[column]} | {row['patients']} | {row['mean']:.3f} "
+                f"| {column} | {plain(row[column])} | {row['patients']} | {row['mean']:.3f} "
                 f"| {row['low']:.3f} to {row['high']:.3f} |"
             )
     where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
     told = (
-        f"The recorded run `{name}` (scale {record.get('scale')}, {where} patients of "
-        f"{record.get('cohort')}); intervals over patients."
+        f"The recorded run `{name}` (scale {plain(record.get('scale'))}, {plain(where)} patients of "
+        f"{plain(record.get('cohort'))}); intervals over patients."
     )
     if unknown:
         told += (

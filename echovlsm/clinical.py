@@ -95,7 +95,7 @@ def measure(labels: np.ndarray, spacing: Any, where: str = "labels") -> Shape:
     height, width = check_spacing(spacing, where)
     cavity = _largest(np.asarray(labels) == _CAVITY)
     if not cavity.any():
-        raise ClinicalError(f"{where}: no left ventricular cavity, so there is no volume")
+        raise ClinicalError(f"{where}: no left ventricular cavity, so there is no volume; leave it out")
     points = np.argwhere(cavity) * (height, width)
     across = _axis(points, cavity, _largest(np.asarray(labels) == _ATRIUM), (height, width))
     along = points @ across

@@ -101,7 +101,7 @@ def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: b
     # these show in the table as NA, or in its attrs
     left_out = [p for p in problems if p.problem not in ("missing mask", "missing cfg", "patient absent")]
     remedy = f"echovlsm.cohort.check_cohort({str(layout.root)!r}) lists every problem"
-    first = "".join(f" (first: {p.problem}: {p.file}: {p.detail})" for p in left_out[:1])
+    first = "".join(f" (first: {p.problem}: {p.file}: {disk.told(p)})" for p in left_out[:1])
     if not found:
         raise CohortError(f"{layout.root}: no usable picture{first}; {remedy}")
     if left_out:
@@ -234,7 +234,7 @@ def check_cohort(root: str | os.PathLike[str], strict: bool = False) -> pd.DataF
     problems.sort(key=lambda p: (p.patient or "", p.file or "", PROBLEMS.index(p.problem)))
     table = pd.DataFrame(problems, columns=list(disk.Problem._fields), dtype="string")
     if strict and problems:
-        lines = [f"  {p.problem}: {p.file or p.patient}: {p.detail}" for p in problems]
+        lines = [f"  {p.problem}: {p.file or p.patient}: {disk.told(p)}" for p in problems]
         raise CohortError(f"{root}: {len(problems)} problems\n" + "\n".join(lines))
     return table
 

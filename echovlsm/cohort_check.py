@@ -12,6 +12,7 @@ Source: Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516, and the two releases 
 """
 
 import gzip
+import io
 import math
 import os
 import re
@@ -43,6 +44,19 @@ PROBLEMS: tuple[str, ...] = (
 )
 """Every value of the column `problem` of `check_cohort`."""
 
+REMEDIES: dict[str, str] = {
+    "missing mask": "copy it again, or use the picture where no mask is needed",
+    "missing picture": "copy the cohort again",
+    "shape mismatch": "copy both again, or export the mask at the picture's size",
+    "missing cfg": "copy it again; without it sex, age and quality are NA",
+    "malformed cfg": "correct the line, or take it out: the value is then NA",
+    "malformed split file": "correct the line; each holds one patient's folder name",
+    "patient in two splits": "take it out of one of them",
+    "patient absent": "copy its folder, or take it off the list",
+    "patient in no split": "add it to one file of database_split, or move its folder away",
+}
+"""What to do about a problem whose `detail` does not say it."""
+
 _ORIGIN = "CAMUS, Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516: "
 _MET_BYTES = {"MET_UCHAR": 1, "MET_CHAR": 1, "MET_USHORT": 2, "MET_SHORT": 2, "MET_UINT": 4, "MET_INT": 4}
 _MET_BYTES |= {"MET_FLOAT": 4, "MET_DOUBLE": 8}
@@ -67,6 +81,12 @@ class Problem(NamedTuple):
     patient: str | None
     file: str | None
     detail: str
+
+
+def told(problem: Problem) -> str:
+    """What is wrong, and what to do."""
+    remedy = REMEDIES.get(problem.problem)
+    return f"{problem.detail}; {remedy}" if remedy else problem.detail
 
 
 class Header(NamedTuple):
@@ -187,21 +207,26 @@ def _legacy_layout(base: Path, parts: tuple[str, ...]) -> Layout:
 
 
 def check_meta(meta: Any, where: str) -> None:
-    """Raise CohortError unless `meta` is a mapping with a name and a known kind."""
+    """Raise CohortError unless `meta` is a mapping with a name and a known kind.
+
+    The name stands in figures, captions and pages, and must not be read as their markup.
+    """
     if not isinstance(meta, Mapping) or not isinstance(meta.get("name"), str) or not meta["name"].strip():
         raise CohortError(f"{where}: name is missing; give the cohort a name")
+    if not meta["name"].isprintable() or set(meta["name"]) & set("<>`{}|$\\"):
+        raise CohortError(
+            f"{where}: name is {meta['name']!r}; it must be one line without < > ` {{ }} | $ \\: choose "
+            "another name (a cohort made by this project is named after its folder)"
+        )
     if meta.get("kind") not in KINDS:
         raise CohortError(f"{where}: kind is {meta.get('kind')!r}; it must be one of {', '.join(KINDS)}")
 
 
 def read_meta(path: Path) -> tuple[dict[str, Any], int | None]:
     """The `META_KEYS` of a ``cohort.yaml`` (None when left out) and the number of frames it counts."""
-    import yaml
+    from echovlsm.files import read_yaml
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise CohortError(f"{path}: not readable as YAML: {error}") from error
+    content = read_yaml(path, CohortError, "copy it again from where the cohort came")
     check_meta(content, str(path))
     frames = content.get("frames")
     return {key: content.get(key) for key in META_KEYS}, frames if isinstance(frames, int) else None
@@ -263,7 +288,7 @@ def _nifti_header(path: Path) -> Header:
         raise CohortError(f"{path}: not a single-file NIfTI picture; copy it again")
     shape = head.get_data_shape()
     if len(shape) < 2 or any(n != 1 for n in shape[2:]):
-        raise CohortError(f"{path}: has the shape {shape}; one 2-D picture is needed")
+        raise CohortError(f"{path}: has the shape {shape}; one 2-D picture is needed, export one frame")
     # gzip ends with the uncompressed size: a cut file shows without decompressing it.
     size = int(head["vox_offset"]) + math.prod(shape) * head.get_data_dtype().itemsize
     with path.open("rb") as raw:
@@ -289,7 +314,9 @@ def _mhd_header(path: Path) -> Header:
     reader.ReadImageInformation()
     size, spacing = reader.GetSize(), reader.GetSpacing()
     if any(n != 1 for n in size[2:]) or reader.GetNumberOfComponents() != 1:
-        raise CohortError(f"{path}: has the size {size}; one 2-D picture of one channel is needed")
+        raise CohortError(
+            f"{path}: has the size {size}; one 2-D picture of one channel is needed, export one frame"
+        )
     item = _MET_BYTES.get(fields.get("ElementType", ""))
     # ITK fills what is missing of a cut raw file without an error, so measure it here.
     if item and fields.get("CompressedData", "False").lower() != "true":
@@ -317,12 +344,14 @@ def decode(path: Path, top: int) -> np.ndarray:
             import nibabel
 
             with gzip.open(path, "rb") as stream:  # to its end: this also verifies the checksum
-                image = nibabel.Nifti1Image.from_bytes(stream.read())
-            values = np.asanyarray(image.dataobj).reshape(header.width, header.height, order="F").T
+                content = io.BytesIO(stream.read())
+            head = nibabel.Nifti1Header.from_fileobj(content)
+            values = np.asarray(head.data_from_fileobj(content))
+            values = values.reshape(header.width, header.height, order="F").T
     except Exception as error:  # the decoders raise a dozen kinds
         raise _unreadable(path, error) from error
     if not np.isfinite(values).all():
-        raise RangeError(f"{path}: holds values that are not finite")
+        raise RangeError(f"{path}: holds values that are not finite (NaN or infinity); export it again")
     low, high = values.min(), values.max()
     if low < 0 or high > top:
         expected = "labels 0-3" if top == 3 else "grey values 0-255"

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def write_cohort(
     header = _check_meta(meta)
     table = isinstance(frames_with_arrays, pd.DataFrame)
     rows = frames_with_arrays.to_dict("records") if table else frames_with_arrays
-    with files.room(root):
+    with _writable(root), files.room(root):
         root.parent.mkdir(parents=True, exist_ok=True)
     _recover(root)
     _refuse_existing(root, overwrite)
@@ -92,6 +93,19 @@ def write_cohort(
             raise CohortError(f"{root}: another process has just written it; read that one") from None
         shutil.rmtree(old, ignore_errors=True)
     return root
+
+
+@contextmanager
+def _writable(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except files.FullDiskError:
+        raise
+    except OSError as error:
+        raise CohortError(
+            f"{root}: no folder can be made there ({error.strerror}: {error.filename}); choose another "
+            "place, or see to its permissions"
+        ) from error
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
@@ -132,7 +146,8 @@ def _partial_folder(root: Path) -> Iterator[Path]:
 
     for _ in range(10):
         partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
-        partial.mkdir()
+        with _writable(root), files.room(root):
+            partial.mkdir()
         lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
         # A writer that starts right now may take a folder without a lock for a dead writer's, and remove it.
         with suppress(filelock.Timeout, FileNotFoundError):
@@ -224,7 +239,9 @@ class _Writer:
                 form = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
                 raise CohortError(f"{name} is {form}; it must be a numpy array uint8 (H, W)")
         if image.shape != labels.shape:
-            raise CohortError(f"image {image.shape} and labels {labels.shape} differ in shape")
+            raise CohortError(
+                f"image {image.shape} and labels {labels.shape} differ in shape; bring both to one size"
+            )
         if labels.max() > 3:
             raise CohortError(f"labels go up to {labels.max()}; only 0-3 have a meaning")
         extra = _check_dict(row, "provenance", ("patient", "view", "phase"))
@@ -283,11 +300,19 @@ def _check_metadata(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_nifti(path: Path, array: np.ndarray, known: Mapping[str, Any]) -> None:
+    header = _nifti_header(array.shape, known["spacing_y"], known["spacing_x"])
+    path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=6, mtime=0))
+
+
+@lru_cache(maxsize=64)
+def _nifti_header(shape: tuple[int, int], spacing_y: float | None, spacing_x: float | None) -> bytes:
+    """What a NIfTI file of uint8 (H, W) holds before its values; making it costs as much as compressing."""
     import nibabel
 
-    unknown = known["spacing_y"] is None
-    y, x = (1.0, 1.0) if unknown else (known["spacing_y"], known["spacing_x"])
-    image = nibabel.Nifti1Image(array.T, np.diag([-x, -y, 1.0, 1.0]))
+    unknown = spacing_y is None
+    y, x = (1.0, 1.0) if unknown else (spacing_y, spacing_x)
+    # (x, y) in Fortran order is (H, W) in C order
+    image = nibabel.Nifti1Image(np.zeros(shape[::-1], np.uint8), np.diag([-x, -y, 1.0, 1.0]))
     image.header.set_xyzt_units("unknown" if unknown else "mm")
     image.header["descrip"] = disk.MARK
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    return image.to_bytes()[: -shape[0] * shape[1]]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from echovlsm import STRUCTURES, files, runs
-from echovlsm.cohort import CohortError, cohort_hash, load_labels, read_cohort
+from echovlsm.cohort import cohort_hash, load_labels, read_cohort
 from echovlsm.files import FullDiskError, InUseError
 from echovlsm.scoring import METRICS, PAPER_SIZE, score_table, to_mask
 
@@ -246,12 +246,13 @@ def main(
     record: Annotated[Path | None, typer.Option(help="put the run on record in this folder")] = None,
 ) -> None:
     """Score a folder of patients with a kept run."""
-    from echovlsm.clinical import ClinicalError
-
     clock = time.perf_counter()
     try:
         if out is not None and out.suffix != ".parquet":
             raise EvaluationError(f"--out: {out} must end in .parquet")
+        for name, file in (("--out", out), ("--clinical", clinical)):
+            if file is not None and file.absolute().parent.exists() and not file.absolute().parent.is_dir():
+                raise EvaluationError(f"{name}: {file.parent} is no folder; give a file in a folder")
         if size < 0:
             raise EvaluationError(f"--size: {size} is no number of pixels")
         folder = kept_run(run)
@@ -287,7 +288,7 @@ def main(
             known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
             typer.echo(f"on record: {put_on_record(folder, scores, ends, known, record)}")
         typer.echo(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
-    except (EvaluationError, CohortError, ClinicalError, ValueError, FullDiskError, InUseError) as error:
+    except (runs.RunError, ValueError, FullDiskError, InUseError) as error:  # ours are ValueErrors
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from echovlsm import STRUCTURES, runs
 from echovlsm.cohort import load_image, load_labels
+from echovlsm.freshness import plain
 from echovlsm.models import MODELS
 from echovlsm.prompts import LEVELS, Missing, attributes_of, levels_of, make_prompt
 
@@ -324,14 +325,15 @@ def choose_run(
 
 
 def describe_choice(run: Mapping[str, Any] | None) -> str:
-    """Which model a page shows, in words."""
+    """Which model a page shows, in words (Markdown)."""
     if run is None:
         return "No trained run here: the model is shown as it was before it saw an echocardiogram."
     value = run.get("val_dice")
     told = "" if value is None or value != value else f", best validation Dice {value:.3f}"
+    words = {name: plain(run[name]) for name in ("model", "cohort", "prompt", "strategy", "seed", "scale")}
     return (
-        f"{run['model']} trained on {run['cohort']} with {run['prompt']} prompts "
-        f"(strategy {run['strategy']}, seed {run['seed']}, scale {run['scale']}{told})."
+        f"{words['model']} trained on {words['cohort']} with {words['prompt']} prompts "
+        f"(strategy {words['strategy']}, seed {words['seed']}, scale {words['scale']}{told})."
     )
 
 

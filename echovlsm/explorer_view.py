@@ -6,6 +6,7 @@ view.widget
 
 from __future__ import annotations
 
+import html
 import io
 import time
 from collections.abc import Sequence
@@ -271,7 +272,7 @@ class ExplorerView:
             side.answer = self.explorer.ask(self.key, side.sentence.value, net)
             milliseconds = 1000 * (time.perf_counter() - clock)
         except ValueError as error:  # a bad sentence is the reader's to mend: say so where he looks
-            side.score.value = f"<span role='alert'>{error}</span>"
+            side.score.value = f"<span role='alert'>{html.escape(str(error))}</span>"
             return
         picture = self.explorer.picture(self.key)
         mask, truth = side.answer.mask(self.threshold.value), picture.reference(structure)
@@ -342,7 +343,7 @@ class ExplorerView:
         path = target / f"{number:03d}-{'-'.join(self.key)}.png"
         figure.savefig(path, dpi=160)
         plt.close(figure)
-        self.message.value = f"Saved {path}"
+        self.message.value = f"Saved {html.escape(str(path))}"
         return path
 
 

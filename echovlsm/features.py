@@ -73,7 +73,7 @@ def encode(
         return None
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast or nullcontext():
+    with torch.inference_mode(), autocast or nullcontext():
         found = _encode(model, triplets, precision)
     model.train(was_training)
     return found

@@ -168,7 +168,7 @@ def _publish_with_text() -> None:
 def show_picture(axes: Axes, image: np.ndarray, title: str = "") -> None:
     """Draw one grey picture without axes."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(title, fontsize=9, fontweight="normal")
+    axes.set_title(title, fontsize=9, fontweight="normal", parse_math=False)  # words may hold a dollar
     axes.axis("off")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from echovlsm import files, runs
+from echovlsm.files import read_json, read_yaml
 from echovlsm.parameters import notebook_defaults, read_profile
 
 UNKNOWN = "not recorded"
@@ -27,12 +27,13 @@ UNKNOWN = "not recorded"
 # These draw the stand-in scenes or publish; no page's numbers come from them.
 _NOT_COUNTED = {
     *("book.py", "book_assets.py", "book_tables.py", "files.py", "freshness.py", "pretraining.py"),
-    *("scenes.py", "warm.py"),
+    *("scenes.py", "warm.py", "dry_run.py", "dry_run_checks.py", "full_weights.py", "rehearsal.py"),
 }
 # These serve one chapter only: the page whose name begins with the number.
 _CHAPTERS = {
     **{"published": "07", "claims": "07", "grid": "06", "explorer": "08"},
     **dict.fromkeys(("real_", "learning_curves", "clinical", "evaluate"), "09"),
+    "benchmark": "10",
 }
 
 
@@ -42,7 +43,7 @@ class BookError(RuntimeError):
 
 @dataclass(frozen=True)
 class PageFacts:
-    """How a notebook page came about, in words; `not recorded` where nothing tells."""
+    """How a notebook page came about, in words for Markdown; `not recorded` where nothing tells."""
 
     page: str
     executed: str = UNKNOWN
@@ -151,6 +152,11 @@ def _profile(root: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return read_profile(path) if path.is_file() else {}
 
 
+def plain(text: object) -> str:
+    """A value as Markdown that shows it to the letter: no markup, HTML, role or edge of a table."""
+    return re.sub(r"[<>&|`{}\[\]$*\\\n]", lambda found: f"&#{ord(found.group())};", str(text))
+
+
 def _read_executed(executed: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """An executed notebook, Papermill's record of it, and the `run.yaml` beside it (or an empty one)."""
     import nbformat
@@ -160,7 +166,7 @@ def _read_executed(executed: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]
     return (
         notebook,
         dict(notebook.metadata.get("papermill", {})),
-        (yaml.safe_load(run.read_text()) or {}) if run.is_file() else {},
+        read_yaml(run, BookError, "execute the notebook again") if run.is_file() else {},
     )
 
 
@@ -228,7 +234,8 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
     """How an executed notebook came about, and whether what it depended on is still the same."""
     _, papermill, run = _read_executed(executed)
     path = _record_path(executed)
-    record = json.loads(path.read_text()) if path.is_file() else {}
+    remedy = "delete it, or execute the notebook again"
+    record = read_json(path, BookError, remedy) if path.is_file() else {}
     if record.get("executed") != papermill.get("end_time"):
         record = {}  # the record is of another execution
     parameters = record.get("parameters") or {**run.get("parameters", {}), **papermill.get("parameters", {})}
@@ -248,14 +255,17 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
         page=page,
         executed=_when(papermill.get("end_time") or run.get("date")),
         duration=_duration(papermill.get("duration")),
-        scale=str(parameters.get("scale") or run.get("scale") or scale),
-        cohort=_cohort_words(root, parameters, run),
-        device=str(record.get("device") or run.get("device") or UNKNOWN),
-        commit=str(record.get("commit") or run.get("commit") or UNKNOWN),
-        key=str(record.get("key") or UNKNOWN),
+        scale=plain(parameters.get("scale") or run.get("scale") or scale),
+        cohort=plain(_cohort_words(root, parameters, run)),
+        device=plain(record.get("device") or run.get("device") or UNKNOWN),
+        commit=plain(record.get("commit") or run.get("commit") or UNKNOWN),
+        key=plain(record.get("key") or UNKNOWN),
         state=state,
         changed=changed,
-        packages=record.get("packages") or run.get("packages") or {},
+        packages={
+            plain(name): plain(version)
+            for name, version in (record.get("packages") or run.get("packages") or {}).items()
+        },
     )
 
 
@@ -281,7 +291,8 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, A
         return f"as recorded in {parameters['results']}" if "results" in parameters else UNKNOWN
     folder = runs.resolve(cohort, root)
     meta = folder / "cohort.yaml"
-    values = yaml.safe_load(meta.read_text()) if meta.is_file() else {}
+    remedy = "copy the cohort again, or execute the notebook on another"
+    values = read_yaml(meta, BookError, remedy) if meta.is_file() else {}
     return f"{values.get('name', folder.name)}" + (f" ({values['kind']})" if "kind" in values else "")
 
 

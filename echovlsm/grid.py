@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from echovlsm.files import read_table, read_yaml
 from echovlsm.parameters import CHOICES
 from echovlsm.runs import RunFolder, resolve
 
@@ -117,9 +117,16 @@ def read_grid(file: str | Path, axes: Mapping[str, Any] | None = None) -> Grid:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise GridError(f"grid: {path} does not exist; there are: {known}")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or set(content) != {"parameters", "models", "blocks"}:
+    content = read_yaml(path, GridError, "notebooks/grids/demo.yaml shows the form")
+    if set(content) != {"parameters", "models", "blocks"}:
         raise GridError(f"grid: {path} must have exactly the keys parameters, models and blocks")
+    for name, kind in (("parameters", dict), ("models", dict), ("blocks", list)):
+        if not isinstance(content[name], kind):
+            form = "names with values" if kind is dict else "a list of blocks"
+            raise GridError(f"grid: {name} of {path} must be {form}; notebooks/grids/demo.yaml shows it")
+    bare = [name for name, own in content["models"].items() if not isinstance(own, dict)]
+    if bare:
+        raise GridError(f"grid: models of {path} must give {bare[0]} names with values, `weights` at least")
     asked = {name: _values(name, values, path) for name, values in (axes or {}).items()}
     cells: dict[Cell, None] = {}
     for block in content["blocks"]:
@@ -272,9 +279,9 @@ def collect(grid: Grid, folder: str | Path) -> dict[str, pd.DataFrame]:
         if seconds is None:
             continue
         same = {
-            "scale": record["scale"],
-            "scored pictures": record["evaluation"]["data_hash"],
-            "code": record["code_hash"],
+            "scale": record.get("scale"),
+            "scored pictures": record["evaluation"].get("data_hash"),
+            "code": record.get("code_hash"),
         }
         first = first or (cell.name, same)
         for key, value in same.items():
@@ -283,9 +290,11 @@ def collect(grid: Grid, folder: str | Path) -> dict[str, pd.DataFrame]:
                     f"grid: {cell.name} and {first[0]} differ in {key} ({value}, {first[1][key]}), so that "
                     f"they cannot stand in one table; run `snakemake grid` again"
                 )
-        scores.append(pd.read_parquet(run / "scores.parquet"))
+        remedy = f"delete {run.path} and run `snakemake grid` again"
+        scores.append(read_table(run / "scores.parquet", GridError, remedy, ("model", "prompt", "dice")))
         if cell.strategy != "zeroshot":
-            histories.append(pd.read_csv(run / "history.csv").assign(**own))
+            history = read_table(run / "history.csv", GridError, remedy, ("epoch", "val_dice"))
+            histories.append(history.assign(**own))
     if not scores:
         raise GridError(f"grid: no complete cell in {resolve(folder)}; run `snakemake grid` first")
     table = pd.concat(scores, ignore_index=True)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from echovlsm import STRUCTURES, files, runs
+from echovlsm.files import read_json
 
 if TYPE_CHECKING:
     from echovlsm.triplets import Triplets
@@ -147,7 +148,7 @@ class Study:
         """Start the folder, or see that it holds this plan; a pretraining may be added later."""
         file, made = self.folder / "plan.json", json.loads(json.dumps(self.made_from))
         if file.is_file():
-            before = json.loads(file.read_text())
+            before = read_json(file, CurveError, "name another --out, or delete that folder")
             there = before["pretraining"]
             same = {name: paths for name, paths in made["pretraining"].items() if name in there}
             other = [key for key in made if key != "pretraining" and before.get(key) != made[key]]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from echovlsm import SPLITS
+from echovlsm.files import read_yaml
 
 SCALES: tuple[str, ...] = ("smoke", "demo", "full")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sdm_precision": ("no", "fp16", "bf16"),
 }
 """Allowed values of parameters that have a closed list."""
+
+AT_LEAST: dict[str, float] = {
+    **dict.fromkeys(("patients", "variants", "epochs", "batch_size"), 1),
+    **dict.fromkeys(("sampling_steps", "ancestral_steps", "segmenter_updates", "trial_pictures"), 1),
+    **dict.fromkeys(("sdm_steps", "sdm_batch_size", "resamples", "pictures"), 1),
+    **dict.fromkeys(("train_patients", "val_patients", "synthetic_patients", "test_patients"), 0),
+    **dict.fromkeys(("word_patients", "image_size", "score_size", "threads", "seed", "cohort_seed"), 0),
+    **dict.fromkeys(("patience", "plateau_patience"), 0),
+    **dict.fromkeys(("weight_decay", "dice_weight", "ce_weight", "holdout", "guidance"), 0),
+    "picture_size": 32,
+}
+"""Smallest value of parameters that count or weigh something."""
+
+ABOVE_ZERO: tuple[str, ...] = ("learning_rate", "sdm_learning_rate", "plateau_factor")
+"""Parameters that must be positive."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -69,14 +84,16 @@ def notebook_defaults(notebook: str | Path) -> dict[str, Any]:
 def coerce(values: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, Any]:
     """Read values as the declared types where a command line left no doubt what is meant.
 
-    Papermill and Snakemake read `-p variant 0` as a number, `redo=true` and `1e-5` as text. What does not fit
-    stays as it is, for `check_values` to name.
+    Papermill and Snakemake read `-p variant 0` as a number, `redo=true` and `1e-5` as text, and YAML reads
+    the word no as false. What does not fit stays as it is, for `check_values` to name.
     """
     read = dict(values)
     for name, value in values.items():
         kind = declared.get(name)
         if kind == "str" and isinstance(value, int) and not isinstance(value, bool):
             read[name] = str(value)
+        elif value is False and "no" in CHOICES.get(name, ()):
+            read[name] = "no"
         elif kind == "bool" and str(value).lower() in ("true", "false"):
             read[name] = str(value).lower() == "true"
         elif kind in ("int", "float") and isinstance(value, str):
@@ -86,7 +103,7 @@ def coerce(values: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, 
 
 
 def check_values(values: Mapping[str, Any], declared: Mapping[str, str], where: str) -> None:
-    """Check names, types and closed lists of parameter values.
+    """Check names, types, closed lists and smallest values of parameters.
 
     Raises
     ------
@@ -107,6 +124,12 @@ def check_values(values: Mapping[str, Any], declared: Mapping[str, str], where: 
             near = difflib.get_close_matches(str(value), CHOICES[name], n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             problems.append(f"parameter `{name}` is {value!r}; {hint}allowed: {', '.join(CHOICES[name])}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"parameter `{name}` is {value}; give a finite number")
+        elif name in AT_LEAST and value < AT_LEAST[name]:
+            problems.append(f"parameter `{name}` is {value}; it must be at least {AT_LEAST[name]}")
+        elif name in ABOVE_ZERO and value <= 0:
+            problems.append(f"parameter `{name}` is {value}; it must be above 0")
     if problems:
         raise ParameterError(f"{where}: " + "; ".join(problems))
 
@@ -162,8 +185,8 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ParameterError(f"profile: {path} does not exist; there are: {known}")
-    values = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
+    values = read_yaml(path, ParameterError, "a profile is a flat mapping, one `name: value` a line")
+    if any(isinstance(value, dict | list) for value in values.values()):
         raise ParameterError(f"profile: {path} must be a flat mapping `name: value`")
     return values
 

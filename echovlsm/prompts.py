@@ -269,7 +269,7 @@ def parse_prompt(text: str) -> dict[str, Any]:
         return dict.fromkeys(names) | {"level": "P0", "synthetic": False}
     match = _PATTERN.fullmatch(text)
     if match is None:
-        raise PromptError(f"not a prompt of the authors' templates: {text!r}")
+        raise PromptError(f"not a prompt of the authors' templates: {text!r}; make_prompt writes those")
     found: dict[str, Any] = dict.fromkeys(names) | match.groupdict()
     if found["age"] is not None and found["age"] not in _age_from_words():
         raise PromptError(f"{found['age']!r} is not an age in words, in the prompt {text!r}")

@@ -229,11 +229,15 @@ def _verify(scores: pd.DataFrame, path: Path) -> None:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         scores = pd.read_csv(path)
-    except (OSError, EOFError, ValueError) as error:  # pandas' ParserError is a ValueError
-        raise PublishedError(f"scores: {path} is not a table that can be read ({error})") from error
+    except Exception as error:  # pandas also looks into archives, which fail in many ways
+        raise PublishedError(
+            f"scores: {path} is not a table that can be read ({error}); give {_FILE}"
+        ) from error
     absent = [name for name in COLUMNS if name not in scores]
     if absent:
-        raise PublishedError(f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}")
+        raise PublishedError(
+            f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}, give that file"
+        )
     return scores[COLUMNS].assign(model=scores["model"].replace(_OTHER_NAMES))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from echovlsm import STRUCTURES, statistics
+from echovlsm.files import read_table, read_yaml
 from echovlsm.published import MASK, PAPER_MODELS, PublishedError, true_areas
 
 if TYPE_CHECKING:
@@ -99,14 +100,14 @@ def find_runs(results: str | os.PathLike[str]) -> dict[str, tuple[dict[str, Any]
 
     Runs of another kind (phantoms, synthetic cohorts) and scores without a record are left out.
     """
-    import yaml
-
     found = {}
     for path in sorted(Path(results).rglob("scores.parquet")):
         place = path.with_name("run.yaml")
-        record = (yaml.safe_load(place.read_text()) or {}) if place.is_file() else {}
+        remedy = "restore this result, or take its folder away"
+        record = read_yaml(place, PublishedError, remedy) if place.is_file() else {}
         if record.get("kind") == "real":
-            found[path.parent.relative_to(results).as_posix()] = record, pd.read_parquet(path)
+            table = read_table(path, PublishedError, remedy)
+            found[path.parent.relative_to(results).as_posix()] = record, table
     return found
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from echovlsm import files
+from echovlsm.files import read_yaml
 from echovlsm.parameters import check_parameters
 
 if TYPE_CHECKING:
@@ -35,9 +36,13 @@ __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve
 _NOT_COUNTED = {
     *("book", "book_assets", "book_tables", "execute", "figures", "files", "freshness", "grid"),
     *("grid_figures", "parameters", "pretraining", "runs", "scenes", "warm"),
+    *("dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"),
 }
-# These chapters change no run of a notebook: the published scores, the explorer, the study on real hearts.
-_CHAPTER = ("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate")
+# These chapters change no run of a notebook: the published scores, the explorer, real hearts, the costs.
+_CHAPTER = (
+    *("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate"),
+    "benchmark",
+)
 _CONFIGS = ("config.json", "scheduler_config.json")
 _RECORDED_PACKAGES = (
     "torch",
@@ -153,14 +158,40 @@ def weights_hash(weights: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def set_up(threads: int, seed: int) -> None:
-    """Fix thread count and seeds, which together make a CPU run repeat bit by bit."""
+def set_up(threads: int, seed: int, mixed_precision: str = "no") -> None:
+    """Fix thread count and seeds, which together make a CPU run repeat bit by bit.
+
+    Raises
+    ------
+    RunError
+        This machine cannot compute in `mixed_precision`.
+    """
     import torch
     from accelerate.utils import set_seed
 
+    check_precision(mixed_precision)
     if threads > 0:
         torch.set_num_threads(threads)
     set_seed(seed)
+
+
+def check_precision(mixed_precision: str) -> None:
+    """Refuse ``fp16`` where there is no GPU: Accelerate would train in float32 and say nothing.
+
+    Raises
+    ------
+    RunError
+        Names the parameter and what to choose.
+    """
+    if mixed_precision != "fp16":
+        return
+    from accelerate import PartialState
+
+    if PartialState().device.type == "cpu":
+        raise RunError(
+            "mixed_precision: fp16 needs a GPU, and there is none here; choose bf16, which processors "
+            "compute too, or no"
+        )
 
 
 # -- run folders ----------------------------------------------------------------------------------------
@@ -189,11 +220,20 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.yaml` says; empty before the run was started."""
-        try:
-            return yaml.safe_load((self / "run.yaml").read_text()) or {}
-        except FileNotFoundError:
-            return {}
+        """What `run.yaml` says; empty before the run was started.
+
+        Raises
+        ------
+        RunError
+            The file is broken.
+        """
+        file = self / "run.yaml"
+        remedy = "copy the run again, or delete this file to make the run from its start"
+        record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+        for name in ("parameters", "evaluation"):
+            if not isinstance(record.get(name, {}), dict):
+                raise RunError(f"{file}: `{name}` holds no names with values; {remedy}")
+        return record
 
     @property
     def complete(self) -> bool:
@@ -371,11 +411,20 @@ class RunFolder:
         with self._appear("weights") as partial:
             model.save_pretrained(partial)
 
+    def _make_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"run: the folder {self.path} cannot be made ({error.strerror}: {error.filename}); name "
+                "another `run` folder, or see to its permissions"
+            ) from error
+
     @contextlib.contextmanager
     def _appear(self, name: str) -> Iterator[Path]:
         """Where to write what then appears whole under `name`, by one process at a time."""
         with files.room(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
         with files.only_one(self.path), files.appearing(self / name) as partial:
             yield partial
 

@@ -84,10 +84,14 @@ def read_target(parameters: Mapping[str, Any]) -> pd.DataFrame:
 
     Of `parameters` are read: `cohort, cohort_split, holdout, train_patients, val_patients, seed`.
     """
+    folder = resolve(parameters["cohort"])
+    return divide_target(read_cohort(folder, split=parameters["cohort_split"]), parameters)
+
+
+def divide_target(frames: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
+    """The frames of a whole target cohort, as `read_target` divides and limits them."""
     from echovlsm.triplets import hold_out
 
-    folder = resolve(parameters["cohort"])
-    frames = read_cohort(folder, split=parameters["cohort_split"])
     frames = hold_out(frames, parameters["holdout"], parameters["seed"])
     limits = {"train": parameters["train_patients"], "val": parameters["val_patients"]}
     return limit_patients(frames, limits, parameters["seed"])
@@ -168,10 +172,12 @@ def strategy_triplets(
     Raises
     ------
     StrategyError
-        Level P7 of synthetic pictures only.
+        An unknown strategy, or level P7 of synthetic pictures only.
     """
     from echovlsm.triplets import make_triplets
 
+    if strategy not in STRATEGIES:
+        raise StrategyError(f"strategy: {strategy!r} is not known; choose one of {', '.join(STRATEGIES)}")
     if strategy == "synthetic" and synthetic_level(level, sources) != level:
         raise StrategyError(
             f"prompt: a synthetic cohort has no {level}: its pictures have no quality; take P6 (P5 + shape)"

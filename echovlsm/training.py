@@ -21,6 +21,7 @@ from tqdm import tqdm
 from echovlsm import files
 from echovlsm.checkpoints import Checkpoints
 from echovlsm.features import Features, encode
+from echovlsm.runs import check_precision
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
@@ -63,6 +64,12 @@ def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
     from monai.losses import DiceCELoss
 
     return DiceCELoss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
+
+
+def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what learns in `model`; by its fused kernel, which gives the same in fewer passes."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def cosine_rate(share: float, peak: float) -> float:
@@ -129,7 +136,9 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`.
+        `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
+    echovlsm.runs.RunError
+        `mixed_precision` is ``fp16``, and there is no GPU.
     echovlsm.files.InUseError
         Another process trains in `folder`.
     echovlsm.files.FullDiskError
@@ -140,12 +149,17 @@ def fit(
 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    check_precision(mixed_precision)
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name}: {count}; give at least 1")
+    if not (math.isfinite(learning_rate) and learning_rate >= 0):
+        raise ValueError(f"learning_rate: {learning_rate}; give a number of at least 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     accelerator = Accelerator(mixed_precision=mixed_precision)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = make_optimiser(model, learning_rate, weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser,
         mode="max",
@@ -263,7 +277,7 @@ def _train_epoch(
     return float(totals[0] / totals[1])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[float, float]:
     from monai.metrics import compute_dice
 
@@ -279,7 +293,6 @@ def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[flo
     return float(torch.cat(losses).mean()), float(torch.cat(dices).mean())
 
 
-@torch.no_grad()
 def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress: bool = False) -> Tensor:
     """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order."""
     from accelerate import Accelerator
@@ -288,10 +301,13 @@ def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress
     model = model.to(device).eval()
     features = encode(model, triplets)
     parts = []
-    for batch in tqdm(DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress):
-        inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
-        parts.append(_logits(model, model, inputs, features).float().cpu())
-    return torch.cat(parts)
+    with torch.inference_mode():
+        for batch in tqdm(
+            DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress
+        ):
+            inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
+            parts.append(_logits(model, model, inputs, features).float().cpu())
+    return torch.cat(parts)  # outside, so that it is a tensor like any other
 
 
 class _Checkpoint:

@@ -30,6 +30,7 @@ from torch.nn import functional
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from echovlsm import files
+from echovlsm.files import read_json
 from echovlsm.models import ModelError
 from echovlsm.models.cris_clip import CLIP
 from echovlsm.models.cris_config import PADDINGS, CRISConfig
@@ -121,22 +122,32 @@ class CRIS(nn.Module):
         for file in ("config.json", "model.safetensors"):
             if not (folder / file).is_file():
                 raise ModelError(
-                    f"weights: {folder} has no {file}; give a folder in Hugging Face layout. An original "
-                    "CRIS or CLIP file goes through CRIS.from_checkpoint or CRIS.from_clip first"
+                    f"weights: {folder} has no {file}; give a folder in Hugging Face layout. Of an original "
+                    "CRIS or CLIP file `python -m echovlsm.models.full_weights convert` makes one"
                 )
-        saved = json.loads((folder / "config.json").read_text())
+        saved = read_json(folder / "config.json", ModelError, "copy the folder again")
         if saved.get("model_type") != "cris":
-            raise ModelError(f"weights: {folder} holds a {saved.get('model_type')!r} model, not CRIS")
+            raise ModelError(
+                f"weights: {folder} holds a {saved.get('model_type')!r} model, not CRIS; name that model"
+            )
         known = {field.name for field in fields(CRISConfig)}
         strange = sorted(
             set(saved) - known - {"model_type", "architectures", "dtype", "transformers_version"}
         )
         if strange:
             raise ModelError(f"weights: {folder / 'config.json'} has unknown fields {', '.join(strange)}")
-        config = CRISConfig(**{name: value for name, value in saved.items() if name in known})
-        tokenizer = None
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        try:
+            config = CRISConfig(**{name: value for name, value in saved.items() if name in known})
+            tokenizer = None
+            if (folder / "tokenizer_config.json").is_file():
+                tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        except ModelError:
+            raise
+        except Exception as error:  # values of another type, or a broken tokenizer: many kinds
+            raise ModelError(
+                f"weights: {folder} cannot be used ({type(error).__name__}: {error}); its config.json or "
+                "tokenizer is broken, copy the folder again"
+            ) from error
         model = cls(config, tokenizer, encoders, **_read_preprocessing(folder))
         load_strictly(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
         return model
@@ -376,15 +387,20 @@ def _folder(weights: str | Path) -> Path:
     folder, weights = resolve(weights), str(weights)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ModelError(
+            f"weights: {weights} is a file; make a folder of it once: "
+            "python -m echovlsm.models.full_weights convert FILE FOLDER"
+        )
     if weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
-        raise ModelError(f"weights: the folder {weights} does not exist")
+        raise ModelError(f"weights: the folder {weights} does not exist; give one that does, or a hub id")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(weights, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"weights: cannot load {weights!r}: {str(error).splitlines()[0]} "
+            f"weights: cannot load {weights!r}: {str(error).splitlines()[0].rstrip('.')}. "
             "Give a folder that holds config.json, model.safetensors and the tokenizer, or go online."
         ) from error
 
@@ -392,7 +408,7 @@ def _folder(weights: str | Path) -> Path:
 def _read_preprocessing(folder: Path) -> dict[str, object]:
     """Mean, sd and side from `preprocessor_config.json`; nothing where there is none."""
     file = folder / "preprocessor_config.json"
-    saved = json.loads(file.read_text()) if file.is_file() else {}
+    saved = read_json(file, ModelError, "copy the folder again") if file.is_file() else {}
     found = {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
     side = saved.get("size")
     side = side.get("height", side.get("shortest_edge")) if isinstance(side, dict) else side

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,51 @@ def conv_block(width_in: int, width_out: int, kernel: int = 1) -> nn.Sequential:
 
 def _double(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+@lru_cache(maxsize=16)
+def _taps_of_doubled(length: int) -> Tensor:
+    """How each tap of a kernel of three sees a line of places enlarged twofold: (3, 2 length, length).
+
+    Row r of tap t gives place r + t - 1 of the enlarged line, and nothing beyond its ends.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        line = functional.interpolate(torch.eye(length)[None], scale_factor=2, mode="linear")[0].T
+        padded = functional.pad(line, (0, 0, 1, 1))
+        return torch.stack([padded[tap : tap + 2 * length] for tap in range(3)])
+
+
+def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3 x 3 convolution of a map enlarged twofold, in a third of the multiplications.
+
+    Enlarging mixes places and leaves channels alone, each tap of the kernel mixes channels and leaves places
+    alone: so channels may be mixed first, on the small map. Equal to rounding.
+
+    Parameters
+    ----------
+    x
+        Map (N, C, h, w).
+    weight
+        (O, C, 3, 3), without bias.
+
+    Returns
+    -------
+    Tensor
+        (N, O, 2 h, 2 w): ``conv2d(interpolate(x, scale_factor=2, mode="bilinear"), weight, padding=1)``.
+    """
+    count, channels, height, width = x.shape
+    out = len(weight)
+    down, across = (_taps_of_doubled(side).to(x) for side in (height, width))
+    places = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    across = across.permute(1, 2, 0).reshape(2 * width, 3 * width)
+    result = None
+    for tap in range(3):
+        mixed = places @ weight[:, :, tap].permute(1, 2, 0).reshape(channels, 3 * out)
+        lines = across @ mixed.view(count * height, 3 * width, out)
+        lines = lines.view(count, height, -1)
+        rows = down[tap].expand(count, -1, -1)
+        result = rows @ lines if result is None else torch.baddbmm(result, rows, lines)
+    return result.view(count, 2 * height, 2 * width, out).permute(0, 3, 1, 2)
 
 
 class CoordConv(nn.Module):
@@ -199,7 +245,7 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
         """Map (N, 2 width, h, w) and sentences (N, sentence) to logits (N, 1, 4 h, 4 w)."""
-        x = self.vis(x)
+        x = self._draw(x)
         count, width, height, breadth = x.shape
         drawn = self.txt(state)
         weight = drawn[:, :-1].reshape(count, width, self.kernel, self.kernel)
@@ -212,3 +258,14 @@ class Projector(nn.Module):
             groups=count,
         )
         return logits.transpose(0, 1)
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """What `vis` gives, (N, width, 4 h, 4 w); on a processor by `convolve_doubled`."""
+        if x.device.type != "cpu":
+            return self.vis(x)
+        _, first, _, second, last = self.vis
+        for convolution, *rest in (first, second):
+            x = convolve_doubled(x, convolution.weight)
+            for step in rest:
+                x = step(x)
+        return last(x)

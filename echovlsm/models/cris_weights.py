@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,11 +43,13 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         try:
             return strip_module(load_file(path))
         except SafetensorError as error:
-            raise ModelError(f"weights: {file} is no whole safetensors file ({error})") from error
+            raise ModelError(
+                f"weights: {file} is no whole safetensors file ({error}); copy it again"
+            ) from error
     try:
         with warnings.catch_warnings(action="ignore"):  # of a TorchScript archive, which is refused below
             saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # what is no such file, or only part of one, raises many kinds
         if "TorchScript" in str(error):
             raise ModelError(
                 f"weights: {file} is a TorchScript archive, which holds code and is not opened here. Take "
@@ -56,8 +57,8 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
                 "safetensors.torch.save_file(dict(torch.jit.load(file).state_dict()), 'RN50.safetensors')"
             ) from error
         raise ModelError(
-            f"weights: {file} cannot be read with weights_only ({str(error).splitlines()[0]}). Save its "
-            "state dict alone as safetensors"
+            f"weights: {file} cannot be read with weights_only ({_first_line(error)}). Copy it again, or "
+            "save its state dict alone as safetensors"
         ) from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, Mapping) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -112,6 +113,10 @@ def load_strictly(
             "configuration that the weights were made with"
         )
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _list(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlsm import STRUCTURES, files
+from echovlsm.files import read_json
 from echovlsm.models import ModelError
 from echovlsm.runs import resolve
 
@@ -109,7 +110,7 @@ class ReferenceUNet(nn.Module):
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise ModelError(f"weights: {folder} has no {name}; give a folder of save_pretrained")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json", ModelError, "copy the folder again")
         if config.get("model_type") != MODEL_TYPE:
             raise ModelError(
                 f"weights: {folder} holds a {config.get('model_type')!r} model, not {MODEL_TYPE}"
@@ -118,13 +119,21 @@ class ReferenceUNet(nn.Module):
             raise ModelError(
                 f"weights: {folder} segments {config.get('structures')}, not {list(STRUCTURES.values())}"
             )
-        model = cls(config["image_size"], config["channels"], config["residual_units"])
+        try:
+            model = cls(config["image_size"], config["channels"], config["residual_units"])
+        except ModelError:
+            raise
+        except Exception as error:  # a field that is absent or of another type
+            raise ModelError(
+                f"weights: {folder / 'config.json'} cannot be used ({type(error).__name__}: {error}); copy "
+                "the folder again"
+            ) from error
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"weights: {folder / 'model.safetensors'} does not fit its config.json: "
-                f"{str(error).splitlines()[-1].strip()}"
+                f"{str(error).splitlines()[-1].strip()}; copy the folder again"
             ) from error
         return model
 

@@ -274,10 +274,10 @@ def read_released(
     base = _base(root)
     rows, problems = _scan(base, labels, deep=strict)
     if strict and problems:
-        lines = [f"  {p.problem}: {p.file}: {p.detail}" for p in problems]
+        lines = [f"  {p.problem}: {p.file}: {disk.told(p)}" for p in problems]
         raise CohortError(f"{base}: {len(problems)} problems\n" + "\n".join(lines))
     left_out = [p for p in problems if p.problem != "missing mask"]
-    first = "".join(f" (first: {p.problem}: {p.file}: {p.detail})" for p in left_out[:1])
+    first = "".join(f" (first: {p.problem}: {p.file}: {disk.told(p)})" for p in left_out[:1])
     remedy = f"echovlsm.cohort.check_cohort({str(base)!r}) lists every problem"
     if not rows:
         raise CohortError(f"{base}: no usable picture{first}; {remedy}")

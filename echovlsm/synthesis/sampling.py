@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from echovlsm import files
 from echovlsm.synthesis.labels import check_sector_map, from_sector_map, perturbed_maps
-from echovlsm.synthesis.process import make_scheduler, to_pictures
+from echovlsm.synthesis.process import SCHEDULERS, make_scheduler, to_pictures
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
 from echovlsm.synthesis.weights import load_denoiser
 
@@ -301,6 +301,17 @@ def _settings(
     from echovlsm.cohort import cohort_hash
     from echovlsm.runs import weights_hash
 
+    counts = (
+        ("variants", variants, 1),
+        ("steps", steps, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    )
+    for name, value, least in counts:
+        if value < least:
+            raise ValueError(f"{name}: {value}; give at least {least}")
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"scheduler: {scheduler!r} is not known; choose one of {', '.join(SCHEDULERS)}")
     chosen = frames[frames["split"].isin(list(splits)) & frames["labels"].notna()].reset_index(drop=True)
     if chosen.empty:
         raise ValueError(f"frames: no picture with a mask in {', '.join(splits)}; choose other `splits`")

@@ -76,6 +76,38 @@ def divide(
     return work, held_out
 
 
+def limit_sources(frames: pd.DataFrame, patients: int, seed: int) -> pd.DataFrame:
+    """Frames of a random part of the training patients, and of as large a share of the validation patients.
+
+    Parameters
+    ----------
+    frames
+        Frames table with the splits train and val.
+    patients
+        Training patients to keep; 0: all.
+    seed
+        As in `echovlsm.strategies.limit_patients`.
+
+    Raises
+    ------
+    ValueError
+        `patients` is negative or more than there are.
+    """
+    from echovlsm.strategies import limit_patients
+
+    if patients == 0:
+        return frames
+    there = frames.groupby("split")["patient"].nunique()
+    if not 0 < patients <= there["train"]:
+        raise ValueError(
+            f"source_patients: {patients} of {there['train']} training patients cannot be taken; 0 takes all"
+        )
+    share = max(1, round(there["val"] * patients / there["train"]))
+    kept = limit_patients(frames, {"train": patients, "val": share}, seed)
+    kept.attrs = frames.attrs
+    return kept
+
+
 def pictures_of(
     frames: pd.DataFrame,
     size: int,

@@ -95,6 +95,9 @@ def train_diffusion(
     for name, pair in (("images, maps", (images, maps)), ("validation", validation)):
         if pair is not None:
             _check_pairs(model, *pair, name)
+    for name, count in (("steps", steps), ("batch_size", batch_size), ("check_every", check_every)):
+        if count < 1:
+            raise ValueError(f"{name}: {count}; give at least 1")
     settings = {
         **{"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warm_up": warm_up},
         **{"cosine": cosine, "weight_decay": weight_decay, "gradient_clip": gradient_clip},

@@ -66,11 +66,14 @@ def load_checkpoint(file: str | Path, config: SemanticUNetConfig) -> SemanticUNe
     """
     file = Path(file)
     if not file.is_file():
-        raise WeightsError(f"{file}: no such checkpoint")
+        raise WeightsError(f"{file}: no such checkpoint; give the file of the weights")
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WeightsError(f"{file}: is no plain state dict ({str(error).splitlines()[0]})") from error
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(
+            f"{file}: is no plain state dict ({told}); fetch it again, or save its tensors alone"
+        ) from error
     return load_state(SemanticUNet(config), tensors, file)
 
 
@@ -94,20 +97,33 @@ def load_denoiser(weights: str | Path) -> tuple[SemanticUNet, Any]:
         if not file.is_file():
             raise WeightsError(f"{folder}: has no {name}; give a folder that save_denoiser wrote")
         try:
-            read[name] = load_file(file) if name.endswith(".safetensors") else json.loads(file.read_text())
+            read[name] = load_file(file) if name.endswith(".safetensors") else _fields(file)
         except Exception as error:
             raise WeightsError(
                 f"{file}: cannot be read ({error}); fetch or train the weights again"
             ) from error
     config = config_of(read["config.json"], folder / "config.json")
     model = load_state(SemanticUNet(config), read["model.safetensors"], folder / "model.safetensors")
-    schedule = DDPMScheduler.from_config(read["scheduler_config.json"])
+    try:
+        schedule = DDPMScheduler.from_config(read["scheduler_config.json"])
+    except Exception as error:  # values of another type or size
+        raise WeightsError(
+            f"{folder / 'scheduler_config.json'}: no noise schedule ({error}); fetch or train the weights "
+            "again"
+        ) from error
     if (schedule.config.variance_type == "learned_range") != config.learned_variance:
         raise WeightsError(
             f"{folder / 'scheduler_config.json'}: variance_type {schedule.config.variance_type!r} does not "
             f"fit the {config.out_channels} output channels of config.json"
         )
     return model, schedule
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    fields = json.loads(file.read_text())
+    if not isinstance(fields, dict):
+        raise TypeError(f"{type(fields).__name__} where names with values are needed")
+    return fields
 
 
 def save_denoiser(
