@@ -1,7 +1,8 @@
 """Files without surprises.
 
 Writing: whole or not at all, one process at a time, a full disk said in words.
-Reading: small files that other programs may have broken are read, or refused with one error that names the remedy.
+Reading: small files that other programs may have broken are read, or refused with an error that names the
+remedy.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def hold(folder: Path, wait: float | None = None) -> bool:
     Parameters
     ----------
     folder
-        An existing folder. The process that holds it may ask again.
+        A folder, made if there is none. The process that holds it may ask again.
     wait
         Seconds to wait for another process; by default `WAIT`.
 
@@ -163,7 +164,11 @@ def hold(folder: Path, wait: float | None = None) -> bool:
     lock = filelock.FileLock(folder / LOCK, timeout=WAIT if wait is None else wait, thread_local=False)
     try:
         with room(folder):
-            lock.acquire()
+            while not lock.is_locked:
+                # whoever held it may have removed the folder in the end
+                folder.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    lock.acquire()
     except filelock.Timeout:
         raise InUseError(
             f"{folder}: {_holder(folder)} works in this folder; wait until it has ended, or end it (of a "

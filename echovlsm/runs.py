@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
 _NOT_COUNTED = {
-    *("book", "book_assets", "book_tables", "execute", "figures", "files", "freshness", "grid"),
+    *(
+        "book",
+        "book_assets",
+        "book_reliability",
+        "book_tables",
+        "execute",
+        "figures",
+        "files",
+        "freshness",
+        "grid",
+    ),
     *("grid_figures", "parameters", "pretraining", "runs", "scenes", "warm"),
     *("dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"),
 }
@@ -270,7 +280,7 @@ class RunFolder:
         if self._found(asked, redo) == "complete":
             return False
         with files.room(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
         files.hold(self.path)
         try:
             found = self._found(asked, redo)  # the process that was waited for may have ended it
@@ -366,7 +376,8 @@ class RunFolder:
 
     def note(self, **results: Any) -> None:
         """Add `results` to `run.yaml` and leave its status."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with files.room(self.path):
+            self._make_folder()
         with files.only_one(self.path):  # from reading to writing
             self.write_yaml("run.yaml", {**self.record, **results})
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.processes import ask, do
-from tests.faults.stages import Stage
+from .processes import ask, do, start
+from .stages import Stage
 
 REMEDY = "free some space"
 
@@ -60,8 +60,6 @@ def needed(stage: Stage, place: Path, inputs: Path, log: Path) -> int:
             while not ended.is_set():
                 most = max(most, shutil.disk_usage(disk).used // 1024)
                 time.sleep(0.002)
-
-        from tests.faults.processes import start
 
         child = start(lambda: stage.work(disk, inputs), log)
         watcher = threading.Thread(target=watch)  # after the fork

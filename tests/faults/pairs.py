@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.faults.processes import ask, do, start
-from tests.faults.stages import Stage
+from .kills import Undisturbed
+from .processes import ask, do, start
+from .stages import Stage
 
 BUSY = ("another process", "works in this folder", "exists already")
 """What a process says that gives way."""
@@ -20,8 +21,7 @@ def pairs(
     stage: Stage,
     place: Path,
     inputs: Path,
-    reference: dict[str, Any],
-    seconds: float,
+    reference: Undisturbed,
     count: int,
     seed: int,
     log: Path,
@@ -34,7 +34,7 @@ def pairs(
     for number in range(1, count + 1):
         folder = place / f"pair-{number}"
         folder.mkdir(parents=True)
-        offset = 0.0 if number <= count // 2 else rng.random() * seconds
+        offset = 0.0 if number <= count // 2 else rng.random() * reference.seconds
         patience = 0.05 if number % 2 else 60.0
 
         def work(folder: Path = folder, patience: float = patience) -> None:
@@ -50,7 +50,7 @@ def pairs(
         parts = ask(lambda folder=folder: stage.parts(folder), log)
         again = do(lambda folder=folder: stage.work(folder, inputs), log)
         equal = "error" not in again and stage.equal(
-            ask(lambda folder=folder: stage.results(folder), log), reference
+            ask(lambda folder=folder: stage.results(folder), log), reference.results
         )
         yield {
             "stage": stage.name,
@@ -58,9 +58,11 @@ def pairs(
             "pair": number,
             "offset_seconds": round(offset, 3),
             **{name: _outcome(one) for name, one in zip(("first", "second"), said, strict=True)},
-            "half_written": "; ".join(stage.half_written(parts, reference)),
+            "half_written": "; ".join(stage.half_written(parts, reference.results)),
             "equal": equal,
-            "said": " | ".join(one["message"].replace(str(folder), "FOLDER") for one in said if "error" in one),
+            "said": " | ".join(
+                one["message"].replace(str(folder), "FOLDER") for one in said if "error" in one
+            ),
         }
         for left in place.glob(f"pair-{number}*"):
             shutil.rmtree(left, ignore_errors=True)

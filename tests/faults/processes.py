@@ -1,4 +1,4 @@
-"""Children: forked from a process that has imported everything, so that a trial takes no longer than its work.
+"""Children, forked from a process that has imported everything: a trial takes no longer than its work.
 
 The parent computes nothing itself, not even a comparison: a fork of a process that has run PyTorch or Arrow
 may hang.
@@ -75,6 +75,11 @@ class Child:
         self._wait()
         return not ended
 
+    def dies(self) -> bool:
+        """Wait for its end; whether it was killed before the work was done."""
+        said = self.outcome()
+        return said.get("error") == "Killed"
+
     def outcome(self) -> dict[str, Any]:
         """What the work returned, as `result`, or `error` and `message`; and its `seconds`."""
         parts = []
@@ -94,6 +99,38 @@ class Child:
     def _wait(self) -> None:
         os.waitpid(self.pid, 0)
         os.close(self.pipe)
+
+
+class Watch:
+    """Counts what a process does to the files of a folder, and ends it without warning at one of these steps.
+
+    Steps are what Python's audit events tell: opening to write, renaming, deleting, making a folder.
+    """
+
+    def __init__(self, folder: Path, die_at: int = 0) -> None:
+        self.folder, self.die_at, self.steps = str(folder), die_at, 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._counts(event, arguments):
+            return
+        self.steps += 1
+        if self.steps == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _counts(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return False
+        elif event in ("os.remove", "os.rmdir"):
+            path, descriptor = arguments
+            if descriptor != -1:  # relative to an open folder: a tree that is being deleted
+                return True
+        elif event in ("os.rename", "os.mkdir"):
+            path = arguments[0]
+        else:
+            return False
+        return isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(self.folder)
 
 
 def start(work: Callable[[], Any], log: Path) -> Child:
