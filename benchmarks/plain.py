@@ -18,6 +18,7 @@ from torch.nn import functional
 from echovlsm import STRUCTURES
 from echovlsm.cohort import load_labels
 from echovlsm.models.cris import CRIS
+from echovlsm.models.cris_parts import pixel_positions, word_positions
 from echovlsm.prompts import LEVELS, VARIANTS, make_prompt
 from echovlsm.shapes import name_shape
 
@@ -70,12 +71,48 @@ def training_step(
 
 def cris(model: CRIS, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Logits (N, H, W) of N triplets as the original computes them, stage by stage."""
-    maps = model.encode_image(pixels)
+    maps = _see(model.backbone.visual, pixels)
     prompt = model.encode_prompt(ids, mask)
     neck = _neck(model.neck, maps, prompt.state)
-    mixed = model.decoder(neck, prompt.words, prompt.padding).reshape(neck.shape)
+    mixed = _mix(model.decoder, neck, prompt.words, prompt.padding).reshape(neck.shape)
     logits = _project(model.proj, mixed, prompt.state)
     return functional.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def _see(visual: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    for number in (1, 2, 3):
+        convolution, norm = (getattr(visual, f"{name}{number}") for name in ("conv", "bn"))
+        x = functional.relu(norm(convolution(x)))
+    eighth = visual.layer2(visual.layer1(visual.avgpool(x)))
+    sixteenth = visual.layer3(eighth)
+    x, pool = visual.layer4(sixteenth), visual.attnpool
+    size, places = x.shape[-2:], pool.positional_embedding[1:]
+    places = places.T.unflatten(1, (round(len(places) ** 0.5), -1))[None]
+    places = functional.interpolate(places, size=size, mode="bicubic", align_corners=False)
+    seats = (x + places).flatten(2).transpose(1, 2)
+    heads = (
+        project(seats).unflatten(-1, (pool.heads, -1)).transpose(1, 2)
+        for project in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    mixed = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    mixed = pool.c_proj(mixed).transpose(1, 2).unflatten(2, size)
+    return eighth, sixteenth, functional.relu(mixed + pool.connect(x))
+
+
+def _mix(decoder: nn.Module, x: Tensor, words: Tensor, padding: Tensor) -> Tensor:
+    places = pixel_positions(x.shape[1], *x.shape[-2:], device=x.device)
+    order = word_positions(words.shape[2], words.shape[1], words.device)
+    x = x.flatten(2).transpose(1, 2)
+    for layer in decoder.layers:
+        y = layer.norm1(x)
+        seat = y + places
+        y = layer.self_attn(seat, seat, y, need_weights=False)[0]
+        x = x + layer.self_attn_norm(y)
+        y = layer.norm2(x) + places
+        y = layer.multihead_attn(y, words + order, words, key_padding_mask=padding, need_weights=False)[0]
+        x = x + layer.cross_attn_norm(y)
+        x = x + layer.ffn(layer.norm3(x))
+    return decoder.norm(x).transpose(1, 2)
 
 
 def _neck(neck: nn.Module, maps: tuple[Tensor, ...], state: Tensor) -> Tensor:

@@ -400,21 +400,24 @@ def check_costs(
         return [*found, Check("time", f"nothing to train, {counts['test']} pictures to score", True)]
     if batches is None:
         return found
+    on_cpu, precision, how = run_costs.device_type() == "cpu", values["mixed_precision"], ""
+    if on_cpu and precision == "fp16":  # refused above; what the machine can do is measured all the same
+        precision, how = "no", " (measured in float32)"
+    elif not on_cpu:
+        how = " (from small batches, which use a GPU badly)"
     try:
-        precision = values["mixed_precision"]
         table = run_costs.measure_steps(model, texts, batches, mixed_precision=precision, reuse=reuse)
     except (RuntimeError, ValueError) as error:
         remedy = f"a training step of {' or '.join(map(str, batches))} pictures failed: {_line(error)}"
         return [*found, Check("memory", "not measured", False, remedy)]
     most = max(counts["train"], counts["before"], 1)
     batch = min(values["batch_size"], most)
-    on_cpu = run_costs.device_type() == "cpu"
     held = held + 2 * pictures * model.image_size**2 if on_cpu else 0.0
     there = run_costs.device_memory()
-    found.append(Check("memory", *run_costs.memory_needed(table, batch, held, there, model)))
+    value, ok, remedy = run_costs.memory_needed(table, batch, held, there, model)
+    found.append(Check("memory", f"{value}{how if on_cpu else ''}", ok, remedy))
     parts = [(counts["train"], counts["val"])]
     if counts["before"]:
         parts.insert(0, (counts["before"], counts["before_val"]))
     told = run_costs.time_needed(table, batch, parts, values["epochs"], values["patience"])
-    told += "" if on_cpu else "; small batches, as measured here, use a GPU badly"
-    return [*found, Check("time", told, True)]
+    return [*found, Check("time", f"{told}{how}", True)]

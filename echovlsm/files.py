@@ -1,7 +1,7 @@
 """Files without surprises.
 
 Writing: whole or not at all, one process at a time, a full disk said in words.
-Reading: small files that other programs may have broken are read, or refused with an error that names the
+Reading: small files that other programs may have broken are read, or refused with one error that names the
 remedy.
 """
 

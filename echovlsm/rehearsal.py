@@ -70,7 +70,7 @@ def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
     record = run.record
     _, frames = checks.check_cohort(values)
     counts = checks.count_pictures(values, frames, checks.check_synthetic(values)[1])
-    history = pd.read_csv(run / "history.csv").iloc[-1].to_dict()
+    history = pd.read_csv(run / "history.csv").to_dict("records")[-1]
     scores = pd.read_parquet(run / "scores.parquet")
     scores = scores[scores["strategy"] == values["strategy"]]
     pictures = len(scores[["patient", "view", "phase"]].drop_duplicates())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from echovlsm import runs
 
-SPARE = 0.95
+SPARE = 0.9
 """Share of the free memory that a run may take."""
 
 _GIB = 2**30
@@ -68,7 +68,7 @@ def measure_steps(
     batches
         Numbers of pictures.
     mixed_precision
-        ``no``, ``fp16`` or ``bf16``; on a CPU bf16 stands in for fp16, as its numbers are as large.
+        ``no``, ``bf16``, or on a GPU ``fp16``.
     reuse
         Whether frozen encoders encode beforehand, as `echovlsm.features` does.
 
@@ -169,8 +169,7 @@ def _now(kind: str) -> float:
 def _autocast(kind: str, mixed_precision: str) -> AbstractContextManager:
     if mixed_precision == "no":
         return nullcontext()
-    half = torch.float16 if mixed_precision == "fp16" and kind != "cpu" else torch.bfloat16
-    return torch.autocast(kind, dtype=half)
+    return torch.autocast(kind, dtype=torch.float16 if mixed_precision == "fp16" else torch.bfloat16)
 
 
 def extrapolate(table: pd.DataFrame, column: str, batch: float) -> float:
@@ -208,7 +207,9 @@ def memory_needed(
     """
     needed = held + extrapolate(table, "memory", batch)
     total, learned = count_parameters(model)
-    told = f"{needed / _GIB:.1f} of {there / _GIB:.1f} GiB: weights {4 * total / _GIB:.2f}, gradients "
+    told = (
+        f"at least {needed / _GIB:.1f} of {there / _GIB:.1f} GiB: weights {4 * total / _GIB:.2f}, gradients "
+    )
     told += f"{4 * learned / _GIB:.2f}, AdamW {8 * learned / _GIB:.2f}, the rest mostly for {batch} pictures"
     if needed <= SPARE * there:
         return told, True, ""

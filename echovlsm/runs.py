@@ -424,7 +424,10 @@ class RunFolder:
 
     def _make_folder(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            with files.room(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+        except files.FullDiskError:
+            raise
         except OSError as error:
             raise RunError(
                 f"run: the folder {self.path} cannot be made ({error.strerror}: {error.filename}); name "
@@ -434,8 +437,7 @@ class RunFolder:
     @contextlib.contextmanager
     def _appear(self, name: str) -> Iterator[Path]:
         """Where to write what then appears whole under `name`, by one process at a time."""
-        with files.room(self.path):
-            self._make_folder()
+        self._make_folder()
         with files.only_one(self.path), files.appearing(self / name) as partial:
             yield partial
 

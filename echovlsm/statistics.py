@@ -246,9 +246,12 @@ def summary_table(
         raise ValueError("scores: several kinds of encoders in one cell; select one or add encoders to rows")
     scale = 100 if percent else 1
     groups = scores.groupby([*rows, columns], observed=True)[value]
-    text = (groups.mean() * scale).map(lambda v: f"{v:.{digits}f}", na_action="ignore")
-    spread = (groups.std() * scale).map(lambda v: f" ± {v:.{digits}f}", na_action="ignore").fillna("")
-    table = (text + spread).unstack(columns).fillna(ABSENT)
+    means, spreads = groups.mean() * scale, groups.std() * scale
+    told = [
+        ABSENT if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
+        for mean, sd in zip(means, spreads, strict=True)
+    ]
+    table = pd.Series(told, index=means.index).unstack(columns).fillna(ABSENT)
     return table.sort_index(key=_ranks).sort_index(axis=1, key=_ranks)
 
 

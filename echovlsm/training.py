@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from echovlsm import files
 from echovlsm.checkpoints import Checkpoints
-from echovlsm.features import Features, encode
+from echovlsm.features import Features, encode, encode_prompts
 from echovlsm.runs import check_precision
 from echovlsm.triplets import Triplets
 
@@ -29,6 +29,9 @@ HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice
 
 SCHEDULES: tuple[str, ...] = ("plateau", "cosine")
 """How the learning rate falls; see `fit`."""
+
+CACHED_PIXELS = 300_000
+"""Pixels of all pictures that `predict` takes at a time on a processor."""
 
 WARM_UP = 0.03
 """Share of the steps in which the rate of a cosine schedule rises."""
@@ -294,12 +297,18 @@ def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[flo
 
 
 def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress: bool = False) -> Tensor:
-    """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order."""
+    """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order.
+
+    At most `batch_size` pictures at a time; fewer on a processor where they are large, as maps that leave its
+    caches cost time.
+    """
     from accelerate import Accelerator
 
     device = Accelerator().device
+    if device.type == "cpu":
+        batch_size = min(batch_size, max(1, CACHED_PIXELS // model.image_size**2))
     model = model.to(device).eval()
-    features = encode(model, triplets)
+    features = encode(model, triplets) or encode_prompts(model, triplets)
     parts = []
     with torch.inference_mode():
         for batch in tqdm(

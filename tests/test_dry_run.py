@@ -138,7 +138,7 @@ def test_fp16_without_a_gpu_is_refused(values: Callable) -> None:
     table = dry_run.dry_run(values(mixed_precision="fp16"))
     assert _failed(table) == ["precision"]
     assert "choose bf16" in _row(table, "precision")["remedy"]
-    assert "GiB" in _row(table, "memory")["value"]  # the rest is still looked at
+    assert "measured in float32" in _row(table, "memory")["value"]  # the rest is still looked at
 
 
 def test_patients_that_a_run_needs_are_missed(values: Callable, phantom_cohort: Path, tmp_path: Path) -> None:

@@ -247,3 +247,116 @@ def test_a_mask_at_the_papers_size_takes_milliseconds():
         took.append(time.perf_counter() - start)
     # about 3 ms on one core: a distance map or a crop over the whole picture would show
     assert min(took) < 0.1
+
+
+# --- edges: a change of the module here went unnoticed by the tests above --------------------------------
+
+
+def test_a_probability_at_the_threshold_belongs_to_the_structure():
+    assert to_mask(torch.zeros(2, 2)).all()
+    half = np.full((4, 4), 0.5)
+    full = np.ones((4, 4), bool)
+    assert score(half, full, size=None)["dice"] == 1
+    assert score(half, full, size=None, threshold=0.51)["dice"] == 0
+    # 0.25 and 0.75 are no mask; 0 and 1 as floats are one, and need no threshold
+    assert score(np.where(full, 0.75, 0), full, size=None, threshold=0.8)["dice"] == 0
+    assert score(full.astype(float), full, size=None, threshold=0.99)["dice"] == 1
+
+
+def test_logits_keep_their_leading_axes_and_single_precision():
+    logits = torch.linspace(-4, 4, 2 * 3 * 8 * 6).reshape(2, 3, 8, 6)
+    masks = to_mask(logits, (16, 12))
+    assert masks.shape == (2, 3, 16, 12)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(masks[i, j], to_mask(logits[i, j], (16, 12)))
+    close = torch.full((2, 2), 1e-4, dtype=torch.float64).half()
+    assert to_mask(close, threshold=0.50001).all(), (
+        "sigmoid(1e-4) = 0.500025, which half precision rounds away"
+    )
+    with pytest.raises(ScoreError, match="diverged"):
+        to_mask(torch.tensor([[0.0, float("inf")]]))
+    for threshold in (0, 1, -0.1, 1.1):
+        with pytest.raises(ScoreError, match="threshold"):
+            to_mask(logits, threshold=threshold)
+        with pytest.raises(ScoreError, match="threshold"):
+            score(square(1, 1), square(1, 1), threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("pred", "message"),
+    [
+        (np.full((4, 4), -0.25), "-0.25 to -0.25"),
+        (np.full((4, 4), 1.25), "1.25 to 1.25"),
+        (np.full((4, 4), 2), "2 to 2"),
+        (np.full((4, 4), np.inf), "infinity"),
+        (np.full((4, 4), 1j), "pred"),
+        (np.ones(4), r"not \(4,\)"),
+        (np.ones((4, 0)), r"not \(4, 0\)"),
+        ([["x"]], "numbers"),
+    ],
+)
+def test_predictions_that_are_none(pred, message):
+    with pytest.raises((ScoreError, TypeError), match=message):
+        score(pred, np.ones((4, 4), bool), size=None)
+
+
+def test_masks_of_any_number_type_are_masks():
+    truth = square(2, 2, 4, (12, 12))
+    expected = score(square(3, 2, 4, (12, 12)), truth, size=None)
+    for kind in (np.uint8, np.int64, np.float32, np.float64):
+        assert score(square(3, 2, 4, (12, 12)).astype(kind), truth.astype(kind), size=None) == expected
+    assert score(square(3, 2, 4, (12, 12)).tolist(), truth.tolist(), size=None) == expected
+    tensor = torch.from_numpy(truth).float().requires_grad_()
+    assert score(tensor, truth, size=None)["dice"] == 1
+
+
+def test_sizes_may_be_numbers_of_any_kind_and_one_pixel_is_a_size():
+    truth, pred = square(2, 2, 8, (16, 32)), square(4, 4, 8, (16, 32))
+    by_side = score(pred, truth, size=32)
+    assert by_side == score(pred, truth, size=np.int64(32)) == score(pred, truth, size=(32, np.int32(32)))
+    assert score(pred, truth, size=[32, 32]) == by_side
+    assert score(np.ones((3, 3)), np.ones((3, 3)), size=1)["dice"] == 1
+    assert score(pred, truth, size="auto") == score(pred, truth, size=512)
+    assert score(pred, truth, (0.5, 0.5), size="auto") == score(pred, truth, (0.5, 0.5), size=None)
+    for wrong in (-1, (8, 0), (8, -8), (8, 8, 8), (8.0, 8.0)):
+        with pytest.raises(ScoreError, match="neither a number of pixels nor"):
+            score(pred, truth, size=wrong)
+    with pytest.raises(ScoreError, match="size 'full' is unknown"):
+        score(pred, truth, size="full")
+
+
+@pytest.mark.parametrize("spacing", [(math.inf, 1.0), (1.0, math.inf), (1.0, 0.0), "ab", (1.0,), ("x", 1.0)])
+def test_pixel_sizes_that_are_none(spacing):
+    with pytest.raises(ScoreError, match="spacing"):
+        score(square(1, 1), square(1, 1), spacing)
+    assert score(square(1, 1), square(1, 1), (1e-9, 1e9))["hausdorff"] == 0
+
+
+def test_each_axis_is_scaled_by_its_own_factor_when_masks_are_resized():
+    truth, pred = square(8, 8, 8, (32, 64)), square(12, 8, 8, (32, 64))
+    assert score(pred, truth, (0.5, 0.25), size=(64, 64))["hausdorff"] == pytest.approx(4 * 0.5)
+    truth, pred = square(8, 8, 8, (32, 64)), square(8, 12, 8, (32, 64))
+    assert score(pred, truth, (0.5, 0.25), size=(64, 64))["hausdorff"] == pytest.approx(4 * 0.25)
+
+
+def test_a_tables_columns_and_areas_are_those_of_the_grid():
+    truth, pred = square(2, 2, 4, (16, 16)), square(2, 3, 4, (16, 16))
+    rows = [({"patient": "a"}, pred, truth, None)]
+    rows.append(({"patient": "b"}, truth, np.zeros_like(truth), (1.0, 2.0)))
+    table = score_table(rows, size=None, progress=False)
+    assert list(table.columns) == [
+        *("patient", *METRICS, "empty_pred", "empty_truth", "area_pred", "area_truth", "unit")
+    ]
+    assert table["area_pred"].tolist() == [16, 16]
+    assert table["area_truth"].tolist() == [16, 0]
+    assert table["empty_truth"].tolist() == [False, True]
+    assert table["empty_pred"].tolist() == [False, False]
+    assert table["unit"].tolist() == ["px", "mm"]
+    assert score_table(rows[:1], progress=False)["area_truth"].tolist() == [16 * 32**2]
+    faint = [({}, np.full((4, 4), 0.4), np.ones((4, 4)))]
+    looser = score_table(faint, size=None, threshold=0.3, progress=False)
+    assert looser["dice"].tolist() == [1]
+    nothing = score_table([], progress=False)
+    assert list(nothing.columns) == [*METRICS, "empty_pred", "empty_truth", "area_pred", "area_truth", "unit"]
+    assert nothing.empty

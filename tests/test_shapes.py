@@ -389,9 +389,9 @@ def test_a_chat_model_is_told_the_five_names_and_read_without_its_prompt(monkeyp
             assert words["text"].endswith("circle, triangle, oval, square, rectangle.")
             return [{"input_text": text, "generated_text": "Square"}]
 
-    monkeypatch.setattr(transformers, "pipeline", lambda task, model: Pipe())
+    monkeypatch.setattr(transformers, "pipeline", lambda task, model, **_: Pipe())
     monkeypatch.setattr(
-        transformers.AutoConfig, "from_pretrained", lambda model: SimpleNamespace(architectures=["Chat"])
+        transformers.AutoConfig, "from_pretrained", lambda model, **_: SimpleNamespace(architectures=["Chat"])
     )
     mask = np.zeros((100, 80), bool)
     mask[30:50, 20:60] = True

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +13,6 @@ from echovlsm.statistics import (
     epochs_to_reach,
     holm,
     paired_test,
-    summary,
     summary_table,
 )
 
@@ -280,48 +276,61 @@ def test_summary_table_has_the_papers_shape() -> None:
         columns=["model", "strategy", "prompt", "patient", "dice"],
     )
     table = summary_table(scores)
-    assert list(table.columns) == ["P0", "P1"]
-    assert list(table.index.get_level_values("strategy")) == ["zeroshot", "real", "synth-PT:real-FT"]
-    assert table.loc[("clipseg", "real"), "P1"] == "80.00 ± 14.14"
-    assert table.loc[("clipseg", "zeroshot"), "P0"] == "N/A"
-    assert summary_table(scores, percent=False, digits=3).loc[("clipseg", "real"), "P1"] == "0.800 ± 0.141"
-    with pytest.raises(ValueError, match="several kinds of encoders"):
-        summary_table(scores.assign(encoders=["frozen", "unfrozen"] * 4))
+    expected = "prompt a b masks patients seeds mean_a mean_b difference low high seed_sd p_mask p_mask_holm "
+    expected += "effect_mask p_patient p_patient_holm effect_patient"
+    assert " ".join(table.columns) == expected
+    assert set(table["a"]) == {"real"}
+    assert set(table["b"]) == {"synthetic"}
+    assert (table["mean_a"] - table["mean_b"]).to_numpy() == pytest.approx(table["difference"].to_numpy())
+    assert (table["effect_mask"].abs() <= 1).all()
+
+
+def test_a_comparison_refuses_what_would_be_no_comparison() -> None:
+    scores = _scores((1,))
+    with pytest.raises(ValueError, match="by: strategy is what is compared"):
+        compare(scores, "real", "synthetic", ("model", "strategy"))
     with pytest.raises(ValueError, match="no column hausdorff"):
-        summary_table(scores, value="hausdorff")
+        compare(scores, "real", "synthetic", value="hausdorff")
+    apart = scores.assign(seed=scores["strategy"].map({"real": 1, "synthetic": 2}))
+    with pytest.raises(ValueError, match=r"no cell of model, prompt has both real and synthetic"):
+        compare(apart, "real", "synthetic")
+    gone = scores.assign(dice=scores["dice"].mask(scores.index == 0))
+    with pytest.raises(ValueError, match="NaN"):
+        compare(gone, "real", "synthetic")
+    again = pd.concat([scores, scores[:1]])
+    with pytest.raises(ValueError, match="1 masks occur twice for one seed; drop the repeated rows"):
+        compare(again, "real", "synthetic")
+    other = scores.index[scores["strategy"] == "synthetic"]
+    with pytest.raises(ValueError, match="1 masks are scored for only one"):
+        compare(scores.drop(index=other[0]), "real", "synthetic")
 
 
-def test_summary_counts_what_it_leaves_out() -> None:
-    scores = _scores((1,))
-    scores["hausdorff"] = scores["dice"].where(scores.index % 4 != 0)
-    table = summary(scores, ("model", "strategy"), "hausdorff", resamples=500)
-    assert (table["n"] + table["missing"] == 160).all()
-    assert table["missing"].sum() == len(scores) // 4
-    assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
-    cell = scores[(scores["model"] == "cris") & (scores["strategy"] == "real")]["hausdorff"].dropna()
-    row = table.set_index(["model", "strategy"]).loc[("cris", "real")]
-    assert (row["mean"], row["sd"]) == pytest.approx((cell.mean(), cell.std()))
-
-
-def test_patients_of_two_cohorts_are_not_one() -> None:
-    scores = _scores((1,))
-    other = pd.concat([scores, scores.assign(cohort="camus")], ignore_index=True)
-    assert (summary(other, ("model",), resamples=100)["patients"] == 40).all()
-
-
-def test_the_papers_table_from_the_authors_scores(shared: Path) -> None:
-    """Released per-mask scores of the unfrozen encoders give the paper's printed means and deviations."""
-    with gzip.open(shared / "published" / "scores_per_image.csv.gz") as file:
-        scores = pd.read_csv(file).rename(columns={"legacy_test_patient": "patient", "label": "structure"})
-    scores = scores[scores["model"].isin(["CLIPSeg", "CRIS"])].assign(dice=lambda t: t["dice"] / 100)
-    printed = pd.read_csv(shared / "published" / "paper_tables.csv")
-    printed = printed[printed["encoders"] == "unfrozen"].set_index(["model", "strategy", "prompt"])
-    ours = summary_table(scores)
-    agree = [
-        ours.loc[(model, strategy), prompt] == f"{printed.loc[(model, strategy, prompt), 'dice_mean']:.2f} ± "
-        f"{printed.loc[(model, strategy, prompt), 'dice_sd']:.2f}"
-        for model, strategy in ours.index
-        for prompt in ours.columns
-        if ours.loc[(model, strategy), prompt] != "N/A"
+def test_a_mask_that_one_seed_lacks_is_no_mask_of_the_comparison() -> None:
+    """A value for one of two seeds would be a mean over other seeds than its neighbours'."""
+    scores = _scores((1, 2))
+    one = scores[(scores["seed"] == 2) & (scores["strategy"] == "real") & (scores["model"] == "cris")].index[
+        0
     ]
-    assert np.mean(agree) > 0.9
+    with pytest.raises(ValueError, match="NaN"):
+        compare(scores.drop(index=one), "real", "synthetic")
+
+
+def test_scores_without_seeds_or_cohort_compare_as_they_are() -> None:
+    scores = _scores((1,))
+    table = compare(scores, "real", "synthetic", resamples=50)
+    bare = compare(scores.drop(columns=["seed", "cohort"]), "real", "synthetic", resamples=50)
+    pd.testing.assert_frame_equal(table, bare)
+    assert (bare["seeds"] == 1).all()
+
+
+def test_sides_of_a_comparison_follow_the_alternative() -> None:
+    scores = _scores((1,)).query("model == 'clipseg' and prompt == 'P1'")
+    options = {"resamples": 50}
+    sides = {
+        side: compare(scores, "real", "synthetic", alternative=side, **options)
+        for side in ("greater", "less")
+    }
+    assert sides["greater"]["p_patient"][0] < 1e-3
+    assert sides["less"]["p_patient"][0] > 0.99
+    assert sides["greater"]["p_mask"][0] < 1e-3
+    assert sides["less"]["p_mask"][0] > 0.99

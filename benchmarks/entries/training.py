@@ -61,11 +61,15 @@ def _pair(settings: Settings, encoders: str) -> Iterator[Pair]:
     def run_plain() -> tuple[float, Tensor]:
         return plain.training_step(forward, theirs, plain_optimiser, rows, loss, CLIP)
 
+    near = 5e-2 if settings.quick else 1e-3  # what trained weights still have to learn nearly cancels
+
     def check(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> str:
         # after the first step of either the gradients are still there
         logits = setups.assert_alike(found[1], wanted[1], "logits", 1e-3)
         assert abs(found[0] - wanted[0]) < 1e-4 * abs(wanted[0]), (found[0], wanted[0])
-        return f"{logits}, {setups.assert_same_gradients(_gradients(ours.segmenter), _gradients(theirs))}"
+        return (
+            f"{logits}, {setups.assert_same_gradients(_gradients(ours.segmenter), _gradients(theirs), near)}"
+        )
 
     frozen = encoders == "frozen"
     shared = "encoded once for the cohort" if frozen else "encoded once for its structures"
@@ -90,11 +94,11 @@ def _batched(
 ) -> Iterator[Pair]:
     """The stricter plain way: all triplets in one batch, in which each picture stands three times."""
     rows = setups.one_by_one(ours, batch)
+    theirs.load_state_dict(ours.segmenter.state_dict())  # both have made steps of their own
     whole = [tuple(torch.cat(parts) for parts in zip(*rows, strict=True))]
 
     def check(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> str:
-        # both models have made steps of their own before
-        return setups.assert_alike(found[1], wanted[1], "logits", 1e-2)
+        return setups.assert_alike(found[1], wanted[1], "logits", 1e-3)
 
     yield Pair(
         "clipseg-unfrozen-batch",
