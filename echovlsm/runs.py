@@ -239,7 +239,12 @@ class RunFolder:
         """
         file = self / "run.yaml"
         remedy = "copy the run again, or delete this file to make the run from its start"
-        record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+        try:
+            record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+        except RunError:
+            if file.is_file():
+                raise
+            record = {}  # deleted in between: another process makes this run again
         for name in ("parameters", "evaluation"):
             if not isinstance(record.get(name, {}), dict):
                 raise RunError(f"{file}: `{name}` holds no names with values; {remedy}")
@@ -279,8 +284,7 @@ class RunFolder:
         asked = {"parameters": dict(parameters), "code_hash": code_hash(), **provenance}
         if self._found(asked, redo) == "complete":
             return False
-        with files.room(self.path):
-            self._make_folder()
+        self._make_folder()
         files.hold(self.path)
         try:
             found = self._found(asked, redo)  # the process that was waited for may have ended it
@@ -376,8 +380,7 @@ class RunFolder:
 
     def note(self, **results: Any) -> None:
         """Add `results` to `run.yaml` and leave its status."""
-        with files.room(self.path):
-            self._make_folder()
+        self._make_folder()
         with files.only_one(self.path):  # from reading to writing
             self.write_yaml("run.yaml", {**self.record, **results})
 
