@@ -69,7 +69,7 @@ EXECUTED = {
     "10_benchmarks": f"runs/{PROFILE}/10_benchmarks/10_benchmarks.ipynb",
 }
 # Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
-PUBLISHING = {"book", "book_assets", "book_tables", "freshness", "scenes", "pretraining", "warm"}
+PUBLISHING = {"book", "book_assets", "book_reliability", "book_tables", "freshness", "scenes", "pretraining", "warm"}
 PUBLISHING |= {"dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"}
 MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in PUBLISHING]
 CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
@@ -78,6 +78,12 @@ EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
 HEARTS = [path for path in MODULES if Path(path).stem.startswith(("real_", "learning_curves", "clinical", "evaluate"))]
 COSTS = [path for path in MODULES if Path(path).stem == "benchmark_figures"]
 CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS + COSTS]
+
+
+# Results on record that chapters read, and those that only the page for maintainers shows.
+ON_RECORD = [p for p in sorted(Path("data/results").rglob("*")) if p.is_file()]
+RELIABILITY = [str(p) for p in ON_RECORD if "reliability" in p.parts]
+RECORDED = [str(p) for p in ON_RECORD if "reliability" not in p.parts]
 
 
 def files_of(folder):
@@ -164,7 +170,8 @@ rule book:
         "_config.yml",
         "_toc.yml",
         "CITATION.cff",
-        [f"echovlsm/{name}.py" for name in ("book", "book_tables")],
+        [f"echovlsm/{name}.py" for name in ("book", "book_reliability", "book_tables")],
+        RELIABILITY,
         [str(p) for folder in ("book", "cluster") for p in Path(folder).rglob("*") if p.is_file()],
     output:
         f"_build/{PROFILE}/_build/html/index.html",
@@ -285,7 +292,7 @@ rule published:
         CODE,
         CHAPTER,
         [str(p) for p in Path("data/published").rglob("*") if p.is_file()],
-        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
+        RECORDED,
     output:
         EXECUTED["07_published"],
     shell:
@@ -313,7 +320,7 @@ rule hearts:
         PROFILE_FILE,
         CODE,
         HEARTS,
-        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
+        RECORDED,
     output:
         EXECUTED["09_real_hearts"],
     shell:

@@ -16,13 +16,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from echovlsm import book_tables, runs
+from echovlsm import book_reliability, book_tables, runs
 from echovlsm.freshness import (
     UNKNOWN,
     BookError,
@@ -163,6 +164,7 @@ def stage(
         "status": lambda: _status_tables(root, facts),
         "questions": lambda: book_tables.questions(root, pages),
         "groups": lambda: book_tables.groups(root),
+        **{name: partial(table, root) for name, table in book_reliability.TABLES.items()},
     }
     for page in (page for page in toc_pages(root) if page not in pages):
         text = book_tables.fill((root / f"{page}.md").read_text(), tables, page)

@@ -24,7 +24,8 @@ import numpy as np
 from echovlsm.runs import project_root
 
 FOLDER, BOUND = "ECHOVLSM_CACHE", "ECHOVLSM_CACHE_GB"
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
+"""How names of folders begin that are not finished."""
 _ABANDONED = 24 * 3600
 """Seconds after which a folder that was not finished is a killed process's."""
 
@@ -105,7 +106,7 @@ def _read(entry: Path) -> dict[str, np.ndarray]:
 
 def _keep(where: Path, entry: Path, made: Mapping[str, np.ndarray]) -> None:
     where.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=where))
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=where))
     try:
         for name, array in made.items():
             np.save(partial / f"{name}.npy", array)
@@ -118,7 +119,7 @@ def _keep(where: Path, entry: Path, made: Mapping[str, np.ndarray]) -> None:
 
 def _trim(where: Path, keep: Path) -> None:
     """Delete what killed processes left, and the entries used longest ago beyond the bound."""
-    for path in where.glob(f"{_PARTIAL}*"):
+    for path in where.glob(f"{PARTIAL}*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - _ABANDONED:
                 shutil.rmtree(path)

@@ -7,16 +7,18 @@ training read what they need from a memory map.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from echovlsm import cache
+from echovlsm import cache, files
 
 if TYPE_CHECKING:
     from echovlsm.triplets import Triplets
@@ -141,9 +143,12 @@ def _encode(model: nn.Module, triplets: Triplets, precision: str) -> Features | 
         if size > cache.bound():
             return None
         key = cache.key_of(name, *known, *content)
-        with tempfile.TemporaryDirectory(dir=_large(size)) as scratch:
+        with tempfile.TemporaryDirectory(prefix=cache.PARTIAL, dir=_large(size)) as scratch:
             make = partial(_all, compute, count, first, scratch, size)
-            entry = cache.arrays(f"features-{name}", key, make, size)
+            try:
+                entry = cache.arrays(f"features-{name}", key, make, size)
+            except files.FullDiskError:
+                return None  # as where the cache has no room
         found.append([entry[str(number)] for number in range(len(first))])
     return Features(*found)
 
@@ -154,16 +159,23 @@ def _all(compute, count: int, first: list[np.ndarray], scratch: str, size: int) 
     for number, value in enumerate(first):
         shape = (count, *value.shape[1:])
         file = f"{scratch}/{number}.npy"
-        whole[str(number)] = (
-            np.lib.format.open_memmap(file, "w+", value.dtype, shape)
-            if size > 1e9
-            else np.empty(shape, value.dtype)
-        )
+        large = size > 1e9
+        whole[str(number)] = _large_array(file, value.dtype, shape) if large else np.empty(shape, value.dtype)
     for start in range(0, count, _CHUNK):
         rows = slice(start, start + _CHUNK)
         for number, value in enumerate(compute(rows)):
             whole[str(number)][rows] = value.cpu().numpy()
     return whole
+
+
+def _large_array(file: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file that has its room: writing to a map beyond the end of a disk kills the process."""
+    with files.room(Path(file).parent):
+        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(file, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, os.path.getsize(file))
+    return array
 
 
 def _large(size: int) -> str | None:

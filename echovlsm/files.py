@@ -135,15 +135,15 @@ def remove(path: Path) -> None:
 # -- one process at a time ------------------------------------------------------------------------------
 
 
-def hold(folder: Path, wait: float = WAIT) -> bool:
+def hold(folder: Path, wait: float | None = None) -> bool:
     """Work alone in a folder until `release`, or until this process ends, whatever way it ends.
 
     Parameters
     ----------
     folder
-        An existing folder. The process that holds it may ask again.
+        A folder, made if there is none. The process that holds it may ask again.
     wait
-        Seconds to wait for another process.
+        Seconds to wait for another process; by default `WAIT`.
 
     Returns
     -------
@@ -161,10 +161,14 @@ def hold(folder: Path, wait: float = WAIT) -> bool:
     if folder in _HELD:
         return False
     # The operating system frees the lock of a killed process.
-    lock = filelock.FileLock(folder / LOCK, timeout=wait, thread_local=False)
+    lock = filelock.FileLock(folder / LOCK, timeout=WAIT if wait is None else wait, thread_local=False)
     try:
         with room(folder):
-            lock.acquire()
+            while not lock.is_locked:
+                # whoever held it may have removed the folder in the end
+                folder.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    lock.acquire()
     except filelock.Timeout:
         raise InUseError(
             f"{folder}: {_holder(folder)} works in this folder; wait until it has ended, or end it (of a "
@@ -187,7 +191,7 @@ def release(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, wait: float = WAIT) -> Iterator[None]:
+def only_one(folder: Path, wait: float | None = None) -> Iterator[None]:
     """Hold a folder for a moment; nothing changes where this process holds it already."""
     taken = hold(folder, wait)
     try:

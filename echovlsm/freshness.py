@@ -26,7 +26,15 @@ UNKNOWN = "not recorded"
 
 # These draw the stand-in scenes or publish; no page's numbers come from them.
 _NOT_COUNTED = {
-    *("book.py", "book_assets.py", "book_tables.py", "files.py", "freshness.py", "pretraining.py"),
+    *(
+        "book.py",
+        "book_assets.py",
+        "book_tables.py",
+        "files.py",
+        "book_reliability.py",
+        "freshness.py",
+        "pretraining.py",
+    ),
     *("scenes.py", "warm.py", "dry_run.py", "dry_run_checks.py", "full_weights.py", "rehearsal.py"),
 }
 # These serve one chapter only: the page whose name begins with the number.

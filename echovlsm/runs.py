@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
 _NOT_COUNTED = {
-    *("book", "book_assets", "book_tables", "execute", "figures", "files", "freshness", "grid"),
+    *(
+        "book",
+        "book_assets",
+        "book_reliability",
+        "book_tables",
+        "execute",
+        "figures",
+        "files",
+        "freshness",
+        "grid",
+    ),
     *("grid_figures", "parameters", "pretraining", "runs", "scenes", "warm"),
     *("dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"),
 }
@@ -229,7 +239,12 @@ class RunFolder:
         """
         file = self / "run.yaml"
         remedy = "copy the run again, or delete this file to make the run from its start"
-        record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+        try:
+            record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+        except RunError:
+            if file.is_file():
+                raise
+            record = {}  # deleted in between: another process makes this run again
         for name in ("parameters", "evaluation"):
             if not isinstance(record.get(name, {}), dict):
                 raise RunError(f"{file}: `{name}` holds no names with values; {remedy}")
@@ -269,8 +284,7 @@ class RunFolder:
         asked = {"parameters": dict(parameters), "code_hash": code_hash(), **provenance}
         if self._found(asked, redo) == "complete":
             return False
-        with files.room(self.path):
-            self._make_folder()
+        self._make_folder()
         files.hold(self.path)
         try:
             found = self._found(asked, redo)  # the process that was waited for may have ended it
@@ -366,7 +380,7 @@ class RunFolder:
 
     def note(self, **results: Any) -> None:
         """Add `results` to `run.yaml` and leave its status."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         with files.only_one(self.path):  # from reading to writing
             self.write_yaml("run.yaml", {**self.record, **results})
 

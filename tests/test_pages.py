@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from echovlsm import STRUCTURES, book_assets, book_tables
+from echovlsm import STRUCTURES, book_assets, book_reliability, book_tables
 from echovlsm.freshness import BookError
 from echovlsm.prompts import make_prompt
 
@@ -111,6 +112,112 @@ def test_groups_are_told_apart_and_gaps_are_said(tmp_path: Path) -> None:
 def test_an_unknown_mark_is_an_error() -> None:
     with pytest.raises(BookError, match=r"book/x: no table 'nothing' to put there; there are: status"):
         book_tables.fill("<!-- generated: nothing -->", {"status": str}, "book/x")
+
+
+# -- for maintainers ----------------------------------------------------------------------------------------
+
+RELIABILITY = ROOT / book_reliability.FOLDER
+
+
+def _functions(path: Path) -> set[str]:
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    page = (ROOT / "book" / "maintainers.md").read_text()
+    rows = [
+        line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 1
+    ]
+    promises = [row for row in rows if not row[0].startswith(("| **", "| ---", "| promise"))]
+    assert len(promises) >= 30
+    for promise, keepers in promises:
+        named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", keepers)
+        assert named, promise
+        for file, name in named:
+            assert name in _functions(ROOT / file), f"{promise}: {file} has no {name}"
+
+
+def test_without_a_record_the_page_says_what_makes_it(tmp_path: Path) -> None:
+    for name, table in book_reliability.TABLES.items():
+        told = table(tmp_path)
+        command = re.search(r"`(?:python -m |make )([\w.-]+)", told)
+        assert command, name
+        module = ROOT / Path(*command[1].split("."))
+        is_target = re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert is_target or module.is_dir() or module.with_suffix(".py").is_file(), command[1]
+
+
+def _reliability(root: Path) -> Path:
+    folder = root / book_reliability.FOLDER
+    folder.mkdir(parents=True)
+    common = {"seed": 1, "half_written": None, "equal": True}
+    kill = {"stage": "training", "at": "moment", "found": "epoch 2 of 5", "workers_ended": True, **common}
+    wrong = {**kill, "at": "step", "found": "started", "half_written": "history.csv", "equal": False}
+    grid = {**kill, "stage": "grid", "found": "grid 1: 1 of 2 cells done"}
+    pd.DataFrame([kill, kill, wrong, grid]).to_csv(folder / "faults.csv", index=False)
+    disk = {"stage": "scoring", "kibibytes": 8, "needed_kibibytes": 40, "error": "FullDiskError", **common}
+    silent = {**disk, "kibibytes": 20, "names_folder": True, "names_remedy": False}
+    disk |= {"names_folder": True, "names_remedy": True}
+    pd.DataFrame([disk, silent]).to_csv(folder / "disk.csv", index=False)
+    pair = {"stage": "sampling", "first": "worked", "second": "worked", **common}
+    others = ({**pair, "first": "said so"}, {**pair, "second": "failed: OSError"})
+    pd.DataFrame([pair, *others]).to_csv(folder / "concurrency.csv", index=False)
+    change = {
+        "file": "echovlsm/scoring.py",
+        "line": 7,
+        "original": "a < b",
+        "mutated": "a <= b",
+        "caught": True,
+    }
+    pd.DataFrame([change, {**change, "caught": False}]).to_csv(folder / "mutations.csv", index=False)
+    run = {"python": "3.13.0", "tests": "all", "passed": 5, "failed": 1, "skipped": 0, "date": "2026-01-01"}
+    run |= {"failures": ["tests.test_x::test_y"], "note": "no GPU"}
+    (folder / "latest.yaml").write_text(yaml.safe_dump({"newest": run}))
+    (folder / "latest.csv").write_text("package,locked,newest\nnumpy,2.4.6,2.5.0\n")
+    about = {
+        "training": {
+            "date": "2026-01-01T00:00",
+            "commit": "abc",
+            "python": "3.11.7",
+            "seed": 1,
+            "scale": "smoke",
+        }
+    }
+    (folder / "about.yaml").write_text(yaml.safe_dump({"faults": about}))
+    return root
+
+
+def test_what_was_done_to_break_it_is_counted(tmp_path: Path) -> None:
+    told = {name: table(_reliability(tmp_path / name)) for name, table in book_reliability.TABLES.items()}
+    assert "4 kills: 3 came out the same" in told["faults"]
+    assert "1 left something half-written" in told["faults"]
+    assert "| 2 | 1 | epoch 2 of 5: 2; started: 1 | 1 | 2 of 3 |" in told["faults"]
+    assert "| 1 | – | 1 of 2 cells done: 1 | 0 | 1 of 1 |" in told["faults"]
+    assert "Made: 2026-01-01, commit abc" in told["faults"]
+    assert "| 2 (20% to 50%) | 1 of 2 | 0 | 0 | 2 of 2 |" in told["disks"]
+    assert "| 3 | 1 | 1 | 1 | 0 | 3 of 3 |" in told["pairs"]
+    assert "1 of 2 changed lines were noticed" in told["mutations"]
+    assert "a &#60;= b | **no** |" in told["mutations"]
+    assert "| newest | 3.13.0 | all | 5 | 1 | 0 | 2026-01-01 |" in told["latest"]
+    assert "failed is tests.test_x::test_y" in told["latest"]
+    assert "| numpy | 2.4.6 | 2.5.0 |" in told["latest"]
+
+
+def test_enough_was_killed_and_all_came_out_the_same() -> None:
+    """What stands on record; a change that breaks it shows when the record is made again."""
+    table = pd.read_csv(RELIABILITY / "faults.csv")
+    counts = table[table["at"] == "moment"].groupby("stage").size()
+    assert (counts[["phantom", "sampling", "training", "scoring", "grid"]] >= 20).all()
+    assert table["equal"].all()
+    assert table["half_written"].isna().all()
+    disk = pd.read_csv(RELIABILITY / "disk.csv")
+    clear = disk["names_folder"] & disk["names_remedy"]
+    assert (clear | disk["error"].isna()).all()
+    assert disk["equal"].all()
+    pairs = pd.read_csv(RELIABILITY / "concurrency.csv")
+    assert pairs[["first", "second"]].isin(["worked", "said so"]).all(axis=None)
+    assert (pairs[["first", "second"]] == "worked").any(axis=1).all()
+    assert pairs["equal"].all()
 
 
 # -- cluster ------------------------------------------------------------------------------------------------

@@ -266,20 +266,31 @@ def ensure_cohort(root: str | Path, frames: pd.DataFrame, weights: str | Path, *
 
     root = resolve(root)
     asked = _settings(frames, weights, **options)[1]
-    if root.exists():
+
+    def is_there() -> bool:
+        if not root.exists():
+            return False
         meta = read_cohort(root).attrs["meta"]
         if meta.get("kind") != "synthetic" or "weights" not in (meta.get("parameters") or {}):
             raise CohortError(f"{root}: holds a {meta.get('kind')} cohort; name another folder to draw into")
         made = {**meta["parameters"], "seed": meta.get("seed")}
-        if {key: made.get(key) for key in asked} == asked:
-            return False
+        return {key: made.get(key) for key in asked} == asked
+
+    if is_there():
+        return False
     # What an interrupted call with other settings left is of no use any more.
     work = _work_folder(root)
     if (work / "settings.json").is_file():
-        with files.only_one(work):
-            if json.loads((work / "settings.json").read_text()) != asked:
+        with _working_in(work):
+            file = work / "settings.json"
+            if file.is_file() and json.loads(file.read_text()) != asked:
                 shutil.rmtree(work)
-    sample_cohort(root, frames, weights, overwrite=root.exists(), **options)
+    try:
+        sample_cohort(root, frames, weights, overwrite=root.exists(), **options)
+    except CohortError:
+        if is_there():  # another process has drawn it meanwhile
+            return False
+        raise
     return True
 
 
@@ -346,8 +357,6 @@ def _code() -> str:
 @contextlib.contextmanager
 def _working_in(work: Path) -> Iterator[None]:
     """Hold the hidden folder; one without a batch goes again, as no other call is to find it."""
-    with files.room(work):
-        work.mkdir(parents=True, exist_ok=True)
     with files.only_one(work):
         try:
             yield

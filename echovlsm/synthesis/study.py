@@ -178,13 +178,7 @@ def denoiser_for(
     ValueError
         `start` is not one of `STARTS`.
     """
-    import torch
-
-    from echovlsm.cohort import cohort_hash
     from echovlsm.runs import resolve
-    from echovlsm.synthesis.train import train_diffusion
-    from echovlsm.synthesis.unet import SemanticUNet
-    from echovlsm.synthesis.weights import load_denoiser, save_denoiser, trained_on
 
     if start not in STARTS:
         raise ValueError(f"sdm_start: {start!r} is not known; choose one of {', '.join(STARTS)}")
@@ -193,6 +187,24 @@ def denoiser_for(
     target = folder / "sdm"
     if target.is_dir():
         return target
+    with files.only_one(folder):
+        if not target.is_dir():  # another process may have ended it
+            _learn_denoiser(weights, target, frames, start, **settings)
+    return target
+
+
+def _learn_denoiser(
+    weights: str | Path, target: Path, frames: pd.DataFrame, start: str, **settings: Any
+) -> None:
+    """Train a denoiser of the shape of `weights` and leave it as `target`."""
+    import torch
+
+    from echovlsm.cohort import cohort_hash
+    from echovlsm.synthesis.train import train_diffusion
+    from echovlsm.synthesis.unet import SemanticUNet
+    from echovlsm.synthesis.weights import load_denoiser, save_denoiser, trained_on
+
+    state = target.with_name("sdm-state")
     shape, schedule = load_denoiser(weights)
     torch.manual_seed(settings.get("seed", 0))
     model, size = shape if start == "weights" else SemanticUNet(shape.config), shape.config.image_size
@@ -202,7 +214,7 @@ def denoiser_for(
         model,
         learn.images,
         learn.maps,
-        folder / "sdm-state",
+        state,
         validation=(check.images[some], check.maps[some]),
         prediction=schedule.config.prediction_type,
         **{**TRAINING, **settings},
@@ -218,8 +230,7 @@ def denoiser_for(
     with files.appearing(target) as partial:
         save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
         history.to_csv(partial / "history.csv", index=False)
-    shutil.rmtree(folder / "sdm-state")
-    return target
+    shutil.rmtree(state)
 
 
 def train_segmenter(
