@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= 2
 SCALE ?= demo
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book grid test lab lint clean distclean
+.PHONY: help setup book grid test bench lab lint clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +28,9 @@ grid: $(STAMP)  ## run the grid of notebooks/grids (SCALE=demo), for the tables 
 
 test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k cohort")
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)  ## time the package against the plain way (BENCH_ARGS="--only scoring"), on an idle machine
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab notebooks

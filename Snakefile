@@ -32,6 +32,7 @@ NOTEBOOKS = (
     "07_published",
     "08_explorer",
     "09_real_hearts",
+    "10_benchmarks",
 )
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 PROFILE = str(config.get("profile", config.get("scale", "demo")))
@@ -65,15 +66,18 @@ EXECUTED = {
     "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
     "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
     "09_real_hearts": f"runs/{PROFILE}/09_real_hearts/09_real_hearts.ipynb",
+    "10_benchmarks": f"runs/{PROFILE}/10_benchmarks/10_benchmarks.ipynb",
 }
 # Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
 PUBLISHING = {"book", "book_assets", "book_tables", "freshness", "scenes", "pretraining", "warm"}
+PUBLISHING |= {"dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"}
 MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in PUBLISHING]
 CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
 RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
 EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
 HEARTS = [path for path in MODULES if Path(path).stem.startswith(("real_", "learning_curves", "clinical", "evaluate"))]
-CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS]
+COSTS = [path for path in MODULES if Path(path).stem == "benchmark_figures"]
+CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS + COSTS]
 
 
 def files_of(folder):
@@ -82,6 +86,19 @@ def files_of(folder):
 
 
 WEIGHTS = files_of(VALUES["weights"])
+
+
+def released(folder):
+    """Whether others drew and released this synthetic cohort; notebook 02 draws those that have a cohort.yaml."""
+    folder = runs.resolve(folder.strip())
+    if not folder.is_dir() or (folder / "cohort.yaml").is_file():
+        return False
+    from echovlsm.synthesis.released import is_released
+
+    return is_released(folder)
+
+
+DRAWN = not all(map(released, VALUES["synthetic"].split(",")))
 SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}["sdm"]
 
 
@@ -94,12 +111,12 @@ def execution(name, out, changes):
     return " ".join(shlex.quote(str(word)) for word in words)
 
 
-def command(name):
+def command(name, **more):
     """The command that executes a notebook with the command line's parameters.
 
     Snakemake formats it: braces of a value are doubled to come out as they are.
     """
-    return execution(name, EXECUTED[name], CHANGES).replace("{", "{{").replace("}", "}}")
+    return execution(name, EXECUTED[name], {**more, **CHANGES}).replace("{", "{{").replace("}", "}}")
 
 
 # What tells cells apart is the grid's; all other parameters of the command line hold for every cell.
@@ -118,7 +135,7 @@ def cell_inputs(wildcards):
     """What a cell starts from: weights, cohorts, and the synthetic run of a finetuning."""
     cell = CELLS[wildcards.cell]
     found = files_of(weights) if (weights := GRID.models[cell.model]["weights"]) else []
-    if cell.strategy not in ("zeroshot", "real"):
+    if cell.strategy not in ("zeroshot", "real") and DRAWN:
         found.append(EXECUTED["02_synthesis"])
     if cell.pretraining is not None and cell.pretraining.name in CELLS:
         found.append(f"{GRID_FOLDER}/{cell.pretraining.name}/05_evaluation.ipynb")
@@ -238,7 +255,7 @@ rule train:
         CODE,
         WEIGHTS,
         EXECUTED["01_cohort"],
-        EXECUTED["02_synthesis"] if VALUES["strategy"] != "real" else [],
+        EXECUTED["02_synthesis"] if VALUES["strategy"] != "real" and DRAWN else [],
     output:
         EXECUTED["04_training"],
     threads: VALUES["threads"]
@@ -258,7 +275,7 @@ rule results:
     output:
         EXECUTED["06_results"],
     shell:
-        command("06_results")
+        command("06_results", grid=GRID_FILE)
 
 
 rule published:
@@ -301,6 +318,19 @@ rule hearts:
         EXECUTED["09_real_hearts"],
     shell:
         command("09_real_hearts")
+
+
+rule benchmarks:
+    input:
+        SOURCES["10_benchmarks"],
+        PROFILE_FILE,
+        CODE,
+        COSTS,
+        [str(p) for p in Path("data/results/benchmarks").rglob("*") if p.is_file()],
+    output:
+        EXECUTED["10_benchmarks"],
+    shell:
+        command("10_benchmarks")
 
 
 rule evaluate:

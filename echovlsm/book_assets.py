@@ -10,13 +10,12 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from echovlsm import STRUCTURES, figures, runs
+from echovlsm import STRUCTURES, figures, files, runs
 from echovlsm.phantom import draw_cohort_patient, simulate
 from echovlsm.prompts import make_prompt
 
@@ -82,9 +81,8 @@ def hero() -> str:
 def write(folder: Path) -> Path:
     """Write `hero.html` into a folder, whole or not at all."""
     target = folder / "hero.html"
-    partial = target.with_suffix(".partial")
-    partial.write_text(hero())
-    os.replace(partial, target)
+    with files.appearing(target) as partial:
+        partial.write_text(hero())
     return target
 
 

@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,9 @@ import numpy as np
 from echovlsm.runs import project_root
 
 FOLDER, BOUND = "ECHOVLSM_CACHE", "ECHOVLSM_CACHE_GB"
+_PARTIAL = ".partial-"
+_ABANDONED = 24 * 3600
+"""Seconds after which a folder that was not finished is a killed process's."""
 
 
 def folder() -> Path | None:
@@ -101,7 +105,7 @@ def _read(entry: Path) -> dict[str, np.ndarray]:
 
 def _keep(where: Path, entry: Path, made: Mapping[str, np.ndarray]) -> None:
     where.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=where))
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=where))
     try:
         for name, array in made.items():
             np.save(partial / f"{name}.npy", array)
@@ -113,7 +117,11 @@ def _keep(where: Path, entry: Path, made: Mapping[str, np.ndarray]) -> None:
 
 
 def _trim(where: Path, keep: Path) -> None:
-    """Delete the entries used longest ago until the rest is within the bound."""
+    """Delete what killed processes left, and the entries used longest ago beyond the bound."""
+    for path in where.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - _ABANDONED:
+                shutil.rmtree(path)
     entries = [path for path in where.iterdir() if path.is_dir() and not path.name.startswith(".")]
     entries.sort(key=lambda path: path.stat().st_mtime)
     total, most = sum(map(_size, entries)), bound()

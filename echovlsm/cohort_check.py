@@ -12,6 +12,7 @@ Source: Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516, and the two releases 
 """
 
 import gzip
+import io
 import math
 import os
 import re
@@ -343,8 +344,10 @@ def decode(path: Path, top: int) -> np.ndarray:
             import nibabel
 
             with gzip.open(path, "rb") as stream:  # to its end: this also verifies the checksum
-                image = nibabel.Nifti1Image.from_bytes(stream.read())
-            values = np.asanyarray(image.dataobj).reshape(header.width, header.height, order="F").T
+                content = io.BytesIO(stream.read())
+            head = nibabel.Nifti1Header.from_fileobj(content)
+            values = np.asarray(head.data_from_fileobj(content))
+            values = values.reshape(header.width, header.height, order="F").T
     except Exception as error:  # the decoders raise a dozen kinds
         raise _unreadable(path, error) from error
     if not np.isfinite(values).all():

@@ -10,14 +10,15 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from echovlsm import PHASES, QUALITIES, SPLITS, VIEWS, __version__
+from echovlsm import PHASES, QUALITIES, SPLITS, VIEWS, __version__, files
 from echovlsm import cohort_check as disk
 
 CohortError = disk.CohortError
@@ -57,17 +58,18 @@ def write_cohort(
     A temporary folder beside `root` is filled and renamed at the end, so a killed call leaves nothing that
     can be read; the next call removes its leftovers. Returns the absolute path of `root`. Raises CohortError,
     with nothing visible changed, for an unknown key or value, an array of another type or shape, a label
-    above 3, a frame given twice, a patient in two splits, or a second process writing the same cohort.
+    above 3, a frame given twice, a patient in two splits, or a second process writing the same cohort; and
+    FullDiskError, likewise, where there is no room.
     """
     root = Path(os.path.realpath(Path(root).expanduser()))
     header = _check_meta(meta)
     table = isinstance(frames_with_arrays, pd.DataFrame)
     rows = frames_with_arrays.to_dict("records") if table else frames_with_arrays
-    with _writable(root):
+    with _writable(root), files.room(root):
         root.parent.mkdir(parents=True, exist_ok=True)
     _recover(root)
     _refuse_existing(root, overwrite)
-    with _partial_folder(root) as partial:
+    with files.room(root), _partial_folder(root) as partial:
         writer = _Writer(partial)
         for number, row in enumerate(rows, start=1):
             try:
@@ -83,7 +85,12 @@ def write_cohort(
         old = root.with_name(f".{root.name}.replaced-{uuid.uuid4().hex[:8]}")
         if root.exists():
             root.rename(old)
-        partial.rename(root)
+        try:
+            partial.rename(root)
+        except OSError:
+            if not root.exists():
+                raise
+            raise CohortError(f"{root}: another process has just written it; read that one") from None
         shutil.rmtree(old, ignore_errors=True)
     return root
 
@@ -92,6 +99,8 @@ def write_cohort(
 def _writable(root: Path) -> Iterator[None]:
     try:
         yield
+    except files.FullDiskError:
+        raise
     except OSError as error:
         raise CohortError(
             f"{root}: no folder can be made there ({error.strerror}: {error.filename}); choose another "
@@ -120,7 +129,9 @@ def _recover(root: Path) -> None:
                     pass
             except (filelock.Timeout, RuntimeError) as error:
                 raise CohortError(f"{root}: another process is writing it ({path}); wait for it") from error
-            shutil.rmtree(path)
+            except FileNotFoundError:  # its writer has just ended
+                continue
+            shutil.rmtree(path, ignore_errors=True)
         elif path.name.startswith(f".{root.name}.replaced-"):
             if root.exists():
                 shutil.rmtree(path)
@@ -133,14 +144,23 @@ def _partial_folder(root: Path) -> Iterator[Path]:
     """A new folder beside `root`, marked incomplete and locked; removed at the end if it still is there."""
     import filelock
 
-    partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
-    with _writable(root):
-        partial.mkdir()
-    lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
+    for _ in range(10):
+        partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
+        with _writable(root), files.room(root):
+            partial.mkdir()
+        lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
+        # A writer that starts right now may take a folder without a lock for a dead writer's, and remove it.
+        with suppress(filelock.Timeout, FileNotFoundError):
+            lock.acquire()
+            if (partial / disk.INCOMPLETE).is_file():
+                break
+            lock.release()
+    else:
+        raise CohortError(f"{root}: other processes are writing it; wait for them")
     try:
-        with lock:
-            yield partial
+        yield partial
     finally:
+        lock.release()
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -280,11 +300,19 @@ def _check_metadata(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_nifti(path: Path, array: np.ndarray, known: Mapping[str, Any]) -> None:
+    header = _nifti_header(array.shape, known["spacing_y"], known["spacing_x"])
+    path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=6, mtime=0))
+
+
+@lru_cache(maxsize=64)
+def _nifti_header(shape: tuple[int, int], spacing_y: float | None, spacing_x: float | None) -> bytes:
+    """What a NIfTI file of uint8 (H, W) holds before its values; making it costs as much as compressing."""
     import nibabel
 
-    unknown = known["spacing_y"] is None
-    y, x = (1.0, 1.0) if unknown else (known["spacing_y"], known["spacing_x"])
-    image = nibabel.Nifti1Image(array.T, np.diag([-x, -y, 1.0, 1.0]))
+    unknown = spacing_y is None
+    y, x = (1.0, 1.0) if unknown else (spacing_y, spacing_x)
+    # (x, y) in Fortran order is (H, W) in C order
+    image = nibabel.Nifti1Image(np.zeros(shape[::-1], np.uint8), np.diag([-x, -y, 1.0, 1.0]))
     image.header.set_xyzt_units("unknown" if unknown else "mm")
     image.header["descrip"] = disk.MARK
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    return image.to_bytes()[: -shape[0] * shape[1]]

@@ -9,7 +9,6 @@ the scores lies a record of how they came about (``scores.yaml``).
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from echovlsm import STRUCTURES, runs
+from echovlsm import STRUCTURES, files, runs
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
+from echovlsm.files import FullDiskError, InUseError
 from echovlsm.scoring import METRICS, PAPER_SIZE, score_table, to_mask
 
 if TYPE_CHECKING:
@@ -221,12 +221,12 @@ def put_on_record(
     words = (parameters[key] for key in ("model", "prompt"))
     name = runs.run_path("-", "-", *words, strategy, parameters["encoders"], parameters["seed"]).name
     target = runs.RunFolder(runs.resolve(to) / name)
+    (target / "run.yaml").unlink(missing_ok=True)  # until all is there, nothing counts
     target.write_table("scores.parquet", scores)
     if ends is not None:
         target.write_table("clinical.csv", ends)
     if (run / "history.csv").is_file():
-        target.path.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run / "history.csv", target / "history.csv")
+        files.copy(run / "history.csv", target / "history.csv")
     target.write_yaml("run.yaml", {**trained, "parameters": parameters, "evaluation": evaluation})
     return target.path
 
@@ -262,35 +262,35 @@ def main(
         logits = predict_run(folder, frames)
         ends = clinical_ends(frames, logits) if clinical or record else None
         scores = score_run(folder, frames, logits, size)
-    except (runs.RunError, ValueError) as error:  # ours are ValueErrors: of cohort, run, model, prompt
+        target = (out or folder / f"scores-{frames.attrs['meta']['name']}.parquet").absolute()
+        beside = runs.RunFolder(target.parent)
+        beside.write_table(target.name, scores)
+        if clinical:
+            runs.RunFolder(clinical.absolute().parent).write_table(clinical.name, ends)
+        means = scores.groupby("structure", sort=False)["dice"].mean()
+        known = {
+            "run": folder.path.name,
+            "weights_hash": runs.weights_hash(folder / "weights"),
+            "pictures": says,
+            "data_hash": cohort_hash(frames),
+            "size": size,
+            "metrics": list(METRICS),
+            "dice": {**{name: float(value) for name, value in means.items()}, "mean": float(means.mean())},
+            "minutes": round((time.perf_counter() - clock) / 60, 2),
+            "peak_memory_gib": runs.peak_memory(),
+            "commit": runs.commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": runs.device_name(),
+        }
+        beside.write_yaml(f"{target.stem}.yaml", known)
+        if record:
+            scored = sorted(set(frames["split"].dropna()))
+            known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
+            typer.echo(f"on record: {put_on_record(folder, scores, ends, known, record)}")
+        typer.echo(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
+    except (runs.RunError, ValueError, FullDiskError, InUseError) as error:  # ours are ValueErrors
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    target = (out or folder / f"scores-{frames.attrs['meta']['name']}.parquet").absolute()
-    files = runs.RunFolder(target.parent)
-    files.write_table(target.name, scores)
-    if clinical:
-        runs.RunFolder(clinical.absolute().parent).write_table(clinical.name, ends)
-    means = scores.groupby("structure", sort=False)["dice"].mean()
-    known = {
-        "run": folder.path.name,
-        "weights_hash": runs.weights_hash(folder / "weights"),
-        "pictures": says,
-        "data_hash": cohort_hash(frames),
-        "size": size,
-        "metrics": list(METRICS),
-        "dice": {**{name: float(value) for name, value in means.items()}, "mean": float(means.mean())},
-        "minutes": round((time.perf_counter() - clock) / 60, 2),
-        "peak_memory_gib": runs.peak_memory(),
-        "commit": runs.commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": runs.device_name(),
-    }
-    files.write_yaml(f"{target.stem}.yaml", known)
-    if record:
-        scored = sorted(set(frames["split"].dropna()))
-        known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
-        typer.echo(f"on record: {put_on_record(folder, scores, ends, known, record)}")
-    typer.echo(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from echovlsm import warm
+from echovlsm import files, warm
 
 
 def execute(
@@ -48,15 +48,19 @@ def execute(
     check_values(parameters, notebook_parameters(notebook), notebook.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".failed.ipynb")
-    papermill.execute_notebook(
-        str(notebook),
-        str(partial),
-        parameters=dict(parameters),
-        cwd=str(project_root()),
-        progress_bar=progress,
-        kernel_name="python3",
-        **warm.kernel_options(),
-    )
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(partial),
+            parameters=dict(parameters),
+            cwd=str(project_root()),
+            progress_bar=progress,
+            kernel_name="python3",
+            **warm.kernel_options(),
+        )
+    except OSError:  # of writing the notebook; what a cell raises comes as another error
+        with files.room(out.parent):
+            raise
     os.replace(partial, out)
     record_freshness(out, notebook)
     return out

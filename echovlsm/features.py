@@ -21,7 +21,7 @@ from echovlsm import cache
 if TYPE_CHECKING:
     from echovlsm.triplets import Triplets
 
-_CHUNK = 16
+_CHUNK, _PROMPTS = 16, 64
 
 
 class Features:
@@ -44,6 +44,43 @@ class Features:
         pictures = tuple(torch.from_numpy(array[index]).to(device) for array in self.pictures)
         text = batch["text"].reshape(-1).cpu()
         return pictures, tuple(array[text].to(device) for array in self.prompts)
+
+
+class Read(Features):
+    """Prompts encoded once, pictures when they are asked for: of a model that could learn, and does not now.
+
+    Parameters
+    ----------
+    model
+        Encodes the pictures.
+    prompts
+        As of `Features`.
+    """
+
+    def __init__(self, model: nn.Module, prompts: list[np.ndarray]) -> None:
+        super().__init__([], prompts)
+        self.model = model
+
+    def of(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """As of `Features`."""
+        pictures = self.model.encode_image(self.model.normalise(batch["image"]))
+        return tuple(pictures), super().of(batch)[1]
+
+
+def encode_prompts(model: nn.Module, triplets: Triplets) -> Read | None:
+    """Encode each distinct prompt of `triplets` once, for a model that does not learn while it is used.
+
+    None where the model reads no prompts.
+    """
+    if not hasattr(model, "text_features"):
+        return None
+    device, parts = model.image_mean.device, []
+    with torch.inference_mode():
+        for start in range(0, len(triplets.input_ids), _PROMPTS):
+            rows = slice(start, start + _PROMPTS)
+            words = (values[rows].to(device) for values in (triplets.input_ids, triplets.attention_mask))
+            parts.append([value.cpu().numpy() for value in model.text_features(*words)])
+    return Read(model, [np.concatenate(values) for values in zip(*parts, strict=True)])
 
 
 def encode(
@@ -73,7 +110,7 @@ def encode(
         return None
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast or nullcontext():
+    with torch.inference_mode(), autocast or nullcontext():
         found = _encode(model, triplets, precision)
     model.train(was_training)
     return found

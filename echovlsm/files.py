@@ -1,8 +1,20 @@
-"""Small files that other programs may have broken: read, or refused with one error that names the remedy."""
+"""Files without surprises.
+
+Writing: whole or not at all, one process at a time, a full disk said in words.
+Reading: small files that other programs may have broken are read, or refused with one error that names the
+remedy.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +22,189 @@ import yaml
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL_WORDS = ("No space left", "Disk quota exceeded", "File too large")
+_ROOM = 2**16
+"""Where fewer bytes are free, a write that fails without a reason (NumPy's, PyTorch's) had no room."""
+
+LOCK = ".lock"
+"""Name of the lock file in a folder in which a process works."""
+
+WAIT = 5.0
+"""Seconds to wait for a process that writes for a moment, or that is just being ended."""
+
+_HELD: dict[Path, Any] = {}  # the locks that this process holds
+
+
+class FullDiskError(OSError):
+    """There is no room to write; the message names the folder and the remedy."""
+
+
+class InUseError(RuntimeError):
+    """Another process works in a folder; the message names the folder, the process and the remedy."""
+
+
+# -- room -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def room(folder: str | Path) -> Iterator[None]:
+    """Say what to do where a write beneath `folder` fails for want of space.
+
+    Libraries report a full disk each in its own way, some without naming the file or the reason.
+
+    Raises
+    ------
+    FullDiskError
+        In place of the library's error.
+    """
+    try:
+        yield
+    except FullDiskError:
+        raise
+    except Exception as error:
+        if not _no_room(error, Path(folder)):
+            raise
+        found = FullDiskError(
+            f"{folder}: no space left on the disk; free some space there, or name a folder on another disk, "
+            "then run the same again: what was finished is kept, and nothing half-written counts"
+        )
+        found.errno = errno.ENOSPC
+        raise found from error
+
+
+def _no_room(error: BaseException, folder: Path) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in _FULL or any(words in str(cause) for words in _FULL_WORDS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    silent = isinstance(error, OSError | RuntimeError) and getattr(error, "errno", None) is None
+    return silent and _free(folder) < _ROOM
+
+
+def _free(folder: Path) -> int:
+    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
+    return shutil.disk_usage(there).free
+
+
+@contextlib.contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A path to write to (`<name>.partial`), which becomes `target` in the end: whole or not at all.
+
+    What is written may be a file or a folder; a folder takes the place of one that is there.
+
+    Raises
+    ------
+    FullDiskError
+        There is no room; nothing new is left.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    with room(target.parent):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove(partial)  # what a killed process left
+            yield partial
+            if partial.is_dir():
+                remove(target)
+            os.replace(partial, target)
+        except BaseException as error:
+            full = _no_room(error, target.parent)  # asked before the removal makes room
+            with contextlib.suppress(OSError):
+                remove(partial)
+            if full and not isinstance(error, FullDiskError):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+            raise
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with appearing(target) as partial:
+        shutil.copy(source, partial)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# -- one process at a time ------------------------------------------------------------------------------
+
+
+def hold(folder: Path, wait: float = WAIT) -> bool:
+    """Work alone in a folder until `release`, or until this process ends, whatever way it ends.
+
+    Parameters
+    ----------
+    folder
+        An existing folder. The process that holds it may ask again.
+    wait
+        Seconds to wait for another process.
+
+    Returns
+    -------
+    bool
+        False where this process held it already.
+
+    Raises
+    ------
+    InUseError
+        Another process works there.
+    """
+    import filelock
+
+    folder = folder.resolve()
+    if folder in _HELD:
+        return False
+    # The operating system frees the lock of a killed process.
+    lock = filelock.FileLock(folder / LOCK, timeout=wait, thread_local=False)
+    try:
+        with room(folder):
+            lock.acquire()
+    except filelock.Timeout:
+        raise InUseError(
+            f"{folder}: {_holder(folder)} works in this folder; wait until it has ended, or end it (of a "
+            "notebook: shut down its kernel), then run the same again; or name another folder"
+        ) from None
+    _HELD[folder] = lock
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    with contextlib.suppress(OSError):  # only to be told to others
+        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()} (since {now})")
+    return True
+
+
+def release(folder: Path) -> None:
+    """Let other processes work in a folder; nothing where it is not held."""
+    lock = _HELD.pop(folder.resolve(), None)
+    if lock is not None:
+        with contextlib.suppress(OSError):  # whoever waits sees that the file is gone, and makes its own
+            (folder / LOCK).unlink()
+        lock.release()
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, wait: float = WAIT) -> Iterator[None]:
+    """Hold a folder for a moment; nothing changes where this process holds it already."""
+    taken = hold(folder, wait)
+    try:
+        yield
+    finally:
+        if taken:
+            release(folder)
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / LOCK).read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+# -- reading --------------------------------------------------------------------------------------------
 
 
 def read_yaml(path: str | Path, error: type[Exception], remedy: str) -> dict[str, Any]:

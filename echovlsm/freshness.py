@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from echovlsm import runs
+from echovlsm import files, runs
 from echovlsm.files import read_json, read_yaml
 from echovlsm.parameters import notebook_defaults, read_profile
 
@@ -27,12 +26,14 @@ UNKNOWN = "not recorded"
 
 # These draw the stand-in scenes or publish; no page's numbers come from them.
 _NOT_COUNTED = {
-    *("book.py", "book_assets.py", "book_tables.py", "freshness.py", "pretraining.py", "scenes.py", "warm.py")
+    *("book.py", "book_assets.py", "book_tables.py", "files.py", "freshness.py", "pretraining.py"),
+    *("scenes.py", "warm.py", "dry_run.py", "dry_run_checks.py", "full_weights.py", "rehearsal.py"),
 }
 # These serve one chapter only: the page whose name begins with the number.
 _CHAPTERS = {
     **{"published": "07", "claims": "07", "grid": "06", "explorer": "08"},
     **dict.fromkeys(("real_", "learning_curves", "clinical", "evaluate"), "09"),
+    "benchmark": "10",
 }
 
 
@@ -217,9 +218,8 @@ def record_freshness(
         "packages": run.get("packages") or runs.package_versions(),
     }
     target = _record_path(executed)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    os.replace(partial, target)
+    with files.appearing(target) as partial:
+        partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
     return target
 
 

@@ -33,9 +33,19 @@ def plot_differences(tables: Mapping[str, pd.DataFrame], what: str) -> Figure:
     """
     together = pd.concat(tables, names=["strategy"]).reset_index("strategy")
     models = list(dict.fromkeys(together["model"]))
-    prompts = sorted(together["prompt"].unique())
-    figure, axes = plt.subplots(1, len(models), figsize=(4.3 * len(models), 3.6), sharey=True, squeeze=False)
+    # a panel has the prompts of its model alone and is as wide as they need
+    asked = {model: sorted(part["prompt"].unique()) for model, part in together.groupby("model")}
+    widths = [len(asked[model]) for model in models]
+    figure, axes = plt.subplots(
+        1,
+        len(models),
+        figsize=(1.6 + 1.15 * sum(widths), 3.6),
+        sharey=True,
+        squeeze=False,
+        gridspec_kw={"width_ratios": widths},
+    )
     for axis, model in zip(axes[0], models, strict=True):
+        prompts = asked[model]
         axis.axhline(0, color="#333333", linewidth=0.8)
         for number, (strategy, table) in enumerate(tables.items()):
             part = table[table["model"] == model]

@@ -12,7 +12,6 @@ The finished runs are files of their own, so a killed study goes on where it was
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from echovlsm import STRUCTURES, runs
+from echovlsm import STRUCTURES, files, runs
 from echovlsm.files import read_json
 
 if TYPE_CHECKING:
@@ -181,11 +180,10 @@ class Study:
         parts = [self.triplets(self.cohorts[path], model) for path in self.plan.pretraining[name]]
         clock = time.perf_counter()
         losses = _train(model, parts, self.plan, self.plan.pretraining_steps, seed=0)
-        partial = self.folder / f"pretrained-{name}.partial"
-        model.save_pretrained(partial)
         record = {"seconds": time.perf_counter() - clock, "losses": losses}
-        (partial / "training.json").write_text(json.dumps(record))
-        os.replace(partial, target)
+        with files.appearing(target) as partial:
+            model.save_pretrained(partial)
+            (partial / "training.json").write_text(json.dumps(record))
         return target
 
     def triplets(self, frames: pd.DataFrame, model: nn.Module, *, learn: bool = True) -> Triplets:
@@ -369,7 +367,5 @@ def _reference(frames: pd.DataFrame, size: int) -> Tensor:
 
 def _write(file: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text + "\n")
-    os.replace(partial, file)
+    with files.appearing(file) as partial:
+        partial.write_text(text + "\n")

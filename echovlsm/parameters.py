@@ -84,14 +84,16 @@ def notebook_defaults(notebook: str | Path) -> dict[str, Any]:
 def coerce(values: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, Any]:
     """Read values as the declared types where a command line left no doubt what is meant.
 
-    Papermill and Snakemake read `-p variant 0` as a number, `redo=true` and `1e-5` as text. What does not fit
-    stays as it is, for `check_values` to name.
+    Papermill and Snakemake read `-p variant 0` as a number, `redo=true` and `1e-5` as text, and YAML reads
+    the word no as false. What does not fit stays as it is, for `check_values` to name.
     """
     read = dict(values)
     for name, value in values.items():
         kind = declared.get(name)
         if kind == "str" and isinstance(value, int) and not isinstance(value, bool):
             read[name] = str(value)
+        elif value is False and "no" in CHOICES.get(name, ()):
+            read[name] = "no"
         elif kind == "bool" and str(value).lower() in ("true", "false"):
             read[name] = str(value).lower() == "true"
         elif kind in ("int", "float") and isinstance(value, str):

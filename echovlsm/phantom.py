@@ -9,11 +9,7 @@ the mitral valve closes, its leaflets open; end-systole: valve closed, small cav
 Everything follows from seeds: patient i of a cohort depends on the cohort's seed and on i alone.
 """
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from echovlsm import PHASES, SPLITS, VIEWS
+from echovlsm import PHASES, SPLITS, VIEWS, processes
 from echovlsm.phantom_acoustics import (
+    draw_recording,
     envelope,
     picture_grid,
     polar_grid,
@@ -93,15 +90,18 @@ def simulate(
     # trabeculae and the thickness of the slice make borders rough where annotators draw them smooth
     amplitude = 0.4 + 0.7 * np.hypot(beam_x, beam_y)
     rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
-    polar = polar_picture(
-        tissue_map(heart, beam_x * np.float32(depth) + rough_x, beam_y * np.float32(depth) + rough_y),
+    recording = draw_recording(
+        (acquisition.seed, 2),
         acquisition.quality,
         depth,
         opening,
-        np.random.default_rng([acquisition.seed, 2]),
-        rng,
         patient.fibrosis,
         patient.calcification,
+    )
+    polar = polar_picture(
+        tissue_map(heart, beam_x * np.float32(depth) + rough_x, beam_y * np.float32(depth) + rough_y),
+        recording,
+        rng,
         hinge_points(heart),
     )
     x, y = (v * np.float32(depth) for v in picture_grid(opening, size)[:2])
@@ -216,41 +216,23 @@ def split_of(index: int, patients: int, splits: tuple[float, float, float]) -> s
 
 
 def _all_frames(
-    patients: int, seed: int, size: int, splits: tuple[float, float, float], progress: bool, workers: int
+    patients: int,
+    seed: int,
+    size: int,
+    splits: tuple[float, float, float],
+    progress: bool,
+    workers: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """Frames of the whole cohort in order, made by `workers` processes."""
+    """Frames of the whole cohort in order, made by `workers` processes; by this one if they are few."""
     from tqdm.auto import tqdm
 
     make = partial(_patient_frames, seed=seed, size=size)
-    bar = tqdm(total=4 * patients, desc="phantoms", unit="picture", disable=not progress)
-    with bar:
-        if workers == 1 or patients < 8:
-            results: Any = map(make, range(patients))
-            yield from _with_split(results, patients, splits, bar)
-        else:
-            with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
-                yield from _with_split(pool.map(make, range(patients), chunksize=4), patients, splits, bar)
-
-
-def _end_with_parent() -> None:
-    """Make a worker end when its parent is killed; a pool's workers would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def _with_split(
-    results: Any, patients: int, splits: tuple[float, float, float], bar: Any
-) -> Iterator[dict[str, Any]]:
-    for index, frames in enumerate(results):
-        for frame in frames:
-            yield {**frame, "split": split_of(index, patients, splits)}
-            bar.update()
+    with tqdm(total=4 * patients, desc="phantoms", unit="picture", disable=not progress) as bar:
+        made = processes.in_order(make, range(patients), workers, least=8)
+        for index, frames in enumerate(made):
+            for frame in frames:
+                yield {**frame, "split": split_of(index, patients, splits)}
+                bar.update()
 
 
 def write_phantom_cohort(
@@ -261,12 +243,13 @@ def write_phantom_cohort(
     splits: tuple[float, float, float] = (0.6, 0.15, 0.25),
     overwrite: bool = False,
     progress: bool = True,
-    workers: int = 2,
+    workers: int | None = None,
 ) -> Path:
     """Write a cohort of `patients` phantom patients (four pictures each) to the folder `root`; return it.
 
     `splits` are the shares of train, val and test patients: the first patients train, the last test.
-    Pictures depend on `seed` and the patient's number alone, not on `patients`, `workers` or `splits`. The
+    `workers` processes draw them, None: one a usable core. Pictures depend on `seed` and the patient's number
+    alone, not on `patients`, `workers` or `splits`. The
     cfg files carry the drawn ejection fraction (`EF`, %). Raises ValueError for bad parameters; the writer
     (:func:`echovlsm.cohort.write_cohort`) is atomic and refuses an existing folder unless `overwrite`.
     """
@@ -278,7 +261,7 @@ def write_phantom_cohort(
         raise ValueError(f"seed={seed}: use a whole number of at least 0")
     if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
         raise ValueError(f"splits={splits}: give three shares (train, val, test) that add up to 1")
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: use at least one process")
     from echovlsm.cohort import write_cohort
 

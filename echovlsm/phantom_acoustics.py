@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import fft, ndimage, sparse
 
 from echovlsm.phantom_anatomy import Tissue
 
@@ -41,7 +41,7 @@ _ECHO = {
     Tissue.LUNG: (-38.0, 0.7),
 }
 ECHOGENICITY = np.array([_ECHO[t][0] for t in Tissue], np.float32)
-_SOLID = ECHOGENICITY > -40
+_SOLID, _BLOOD = ECHOGENICITY > -40, ECHOGENICITY < -45
 IMPEDANCE = np.array([_ECHO[t][1] for t in Tissue], np.float32)
 
 
@@ -139,20 +139,38 @@ def envelope(
     strength s has a Rayleigh envelope of mean square 2 s squared. With `looks` above 1 the root of the mean
     intensity over independent looks is returned: frequency compounding, as scanners do it.
     """
-    rows, columns = fft.next_fast_len(RANGES + 12), fft.next_fast_len(BEAMS + 24)
-    pulse = 0.45 * resolution / (depth / RANGES)
-    along = _gaussian(np.full(1, pulse), rows).T  # (rows, 1)
-    across = _gaussian(_lateral_sigma(depth, opening, resolution), columns)
+    along, across = _transfers(depth, opening, resolution)
+    rows, columns = along.shape[0], across.shape[1]
     intensity = np.zeros((RANGES, BEAMS), np.float32)
     for _ in range(looks):
         noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)
-        field = (noise[0] + 1j * noise[1]) * strength
+        noise *= strength
         if coherent is not None:
-            field += coherent
-        field = fft.ifft(fft.fft(field, rows, axis=0) * along, axis=0, overwrite_x=True)[:RANGES]
-        field = fft.ifft(fft.fft(field, columns, axis=1) * across, axis=1, overwrite_x=True)[:, :BEAMS]
+            noise[0] += coherent
+        field = np.zeros((rows, BEAMS), np.complex64)
+        field.real[:RANGES], field.imag[:RANGES] = noise
+        field = _scaled(fft.fft(field, axis=0, overwrite_x=True), along)
+        field = fft.ifft(field, axis=0, overwrite_x=True)[:RANGES]
+        field = _scaled(fft.fft(field, columns, axis=1), across)
+        field = fft.ifft(field, axis=1, overwrite_x=True)[:, :BEAMS]
         intensity += field.real**2 + field.imag**2
     return np.sqrt(intensity / looks)
+
+
+def _scaled(field: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """`field` (complex64) times a real `factor`, in place: half the work of a product of complex numbers."""
+    parts = field.view(np.float32).reshape(*field.shape, 2)
+    parts *= factor[..., None]
+    return field
+
+
+@lru_cache(maxsize=8)
+def _transfers(depth: float, opening: int, resolution: float) -> tuple[np.ndarray, np.ndarray]:
+    """Transfer functions of the pulse along the beam (rows, 1) and of the beam across (RANGES, columns)."""
+    rows, columns = fft.next_fast_len(RANGES + 12), fft.next_fast_len(BEAMS + 24)
+    pulse = 0.45 * resolution / (depth / RANGES)
+    along = _gaussian(np.full(1, pulse), rows).T
+    return along, _gaussian(_lateral_sigma(depth, opening, resolution), columns)
 
 
 def _gaussian(sigma: np.ndarray, count: int) -> np.ndarray:
@@ -164,8 +182,8 @@ def _gaussian(sigma: np.ndarray, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _cosines(count: int, terms: int) -> np.ndarray:
-    """Cosine basis (count, terms), float32."""
-    return np.cos(np.pi * np.outer((np.arange(count) + 0.5) / count, np.arange(terms))).astype(np.float32)
+    """Cosine basis (count, terms)."""
+    return np.cos(np.pi * np.outer((np.arange(count) + 0.5) / count, np.arange(terms)))
 
 
 def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = False) -> np.ndarray:
@@ -173,32 +191,87 @@ def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = 
 
     Low cosines prevail, or all `terms` weigh the same if `flat`: a grain of one size.
     """
-    weights = rng.standard_normal(terms, dtype=np.float32)
+    weights = rng.standard_normal(terms, dtype=np.float32) * _falloff(terms, flat)
+    # In double precision, so that pictures do not depend on how a processor or a number of threads sums; in
+    # blocks so small that no BLAS starts threads, which would cost more than the product.
+    blocks = _cosines(RANGES, terms[0]).reshape(-1, 32, terms[0])
+    field = blocks @ weights.astype(np.float64) @ _cosines(BEAMS, terms[1]).T
+    return field.reshape(RANGES, BEAMS).astype(np.float32)
+
+
+@lru_cache(maxsize=32)
+def _falloff(terms: tuple[int, int], flat: bool) -> np.ndarray:
+    """Weights (terms) of the cosines of a smooth field of unit variance, float32."""
     falloff = 1 / np.hypot(1 + np.arange(terms[0])[:, None], 1 + np.arange(terms[1])[None])
     if flat:
         falloff = np.ones_like(falloff)
-    weights *= (falloff / np.sqrt((falloff**2).sum() / 3.5)).astype(np.float32)
-    return _cosines(RANGES, terms[0]) @ weights @ _cosines(BEAMS, terms[1]).T
+    return (falloff / np.sqrt((falloff**2).sum() / 3.5)).astype(np.float32)
 
 
-def polar_picture(
-    tissue: np.ndarray,
+@dataclass(frozen=True)
+class Recording:
+    """What the frames of one recording share; dB unless said otherwise, (RANGES, BEAMS) unless scalar."""
+
+    system: System
+    depth: float
+    """Depth of the picture, mm."""
+    opening: int
+    """Opening of the sector, degrees."""
+    echo: np.ndarray
+    """Echogenicity of each tissue, (tissues,)."""
+    outside: np.ndarray
+    """Added to what is not the heart: cloudy tissue, a bright far wall, short streaks."""
+    inside: np.ndarray
+    """Added everywhere else."""
+    atria: np.ndarray
+    hinges: tuple[tuple[float, float, float, float], ...]
+    """Size (mm), gain, offset in x and y (mm) of the bright tissue around each hinge of the valve."""
+    texture: np.ndarray
+    """Added to solid tissue."""
+    trabeculae: np.ndarray
+    """Added to the right ventricle."""
+    dropout: np.ndarray
+    """Loss of walls along the beam: their fibres do not face it; the septum, seen from both sides, less."""
+    blood: np.ndarray
+    """Added to the chambers: haze differs from place to place."""
+    spots: tuple[np.ndarray, np.ndarray]
+    """Places (shares of the cavity's pixels) and gains of small bright spots in the cavity."""
+    near_field: np.ndarray
+    """How much the near field washes tissues out, 0 to 1, (RANGES, 1)."""
+    specular: tuple[np.ndarray, np.ndarray, np.ndarray]
+    """Factors on the amplitude of specular echoes."""
+    attenuation: np.ndarray
+    """Factor on amplitudes behind ribs and lung."""
+    clutter: np.ndarray
+    """Intensity of the near-field clutter."""
+    noise: np.ndarray
+    """Intensity of the electronic noise, (RANGES, 1)."""
+    tilt: np.ndarray
+    top: np.ndarray
+    """Loss right at the probe, (RANGES, 1)."""
+    dynamic: float
+    """Dynamic range of the picture."""
+    target: float
+    """Median grey level that the operator wants, 0 to 255."""
+
+
+@lru_cache(maxsize=4)
+def draw_recording(
+    seed: tuple[int, ...],
     quality: str,
     depth: float,
     opening: int,
-    recording: np.random.Generator,
-    frame: np.random.Generator,
     fibrosis: float = 0.0,
     calcification: float = 0.0,
-    hinges: Sequence[tuple[float, float]] = (),
-) -> np.ndarray:
-    """Grey levels (RANGES, BEAMS), float32 in 0..255, of a tissue map in beam x range coordinates.
+    hinges: int = 2,
+) -> Recording:
+    """Draw what belongs to a recording: gain, surroundings, texture, shadows, noise.
 
-    `tissue` is (RANGES, BEAMS) of Tissue values, `depth` in mm, `opening` in degrees. `recording` draws what
-    the frames of one recording share (gain, surroundings, shadows), `frame` the speckle and noise. `fibrosis`
-    and `calcification` (dB) add to myocardium, and to valve and annulus, whose `hinges` (x, y in mm) have
-    bright tissue around them.
+    `depth` in mm, `opening` in degrees. `fibrosis` and `calcification` (dB) add to myocardium, and to valve
+    and annulus, whose `hinges` have bright tissue around them. The last few are kept: both phases of a
+    recording share one.
     """
+    recording = np.random.default_rng(seed)
     system = SYSTEMS[quality]
     angles = polar_grid(opening)[2]
     half = float(angles[-1])
@@ -210,7 +283,6 @@ def polar_picture(
     echo[Tissue.MYOCARDIUM] += 0.8 * fibrosis
     echo[[Tissue.VALVE, Tissue.ANNULUS]] += calcification
     echo[_SOLID] = -29 + (echo[_SOLID] + 29) * system.contrast
-    level = echo[tissue]
 
     # what is not the heart: cloudy tissue, a bright far wall, short streaks
     cloud = 6.5 * smooth_field(recording, (7, 9))
@@ -225,81 +297,143 @@ def polar_picture(
     outside = cloud + band * patchy + 3 * layers
     for _ in range(int(recording.integers(1, 5))):
         outside += _streak(recording, share, angles, half)
-    level += np.where((tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG), outside, 0.25 * cloud)
-    atria = (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM)
-    level += np.where(atria, recording.normal(5, 4) + 0.9 * cloud, 0)
-    # fat and fibrous tissue around the valve's hinges is often the brightest of the picture
-    x, y = (v * np.float32(depth) for v in polar_grid(opening)[:2])
-    for hinge_x, hinge_y in hinges:
-        size, gain = recording.uniform(6, 17), max(0.0, recording.normal(7, 4.5) + 0.5 * calcification)
-        centre_x, centre_y = hinge_x + recording.normal(0, 4), hinge_y + recording.normal(5, 5)
-        far = ((x - centre_x) ** 2 + (y - centre_y) ** 2) / np.float32(size**2)
-        level += np.where(_SOLID[tissue], gain * np.exp(-far), 0)
+    atria = recording.normal(5, 4) + 0.9 * cloud
+    around = tuple(
+        (
+            recording.uniform(6, 17),
+            max(0.0, recording.normal(7, 4.5) + 0.5 * calcification),
+            recording.normal(0, 4),
+            recording.normal(5, 5),
+        )
+        for _ in range(hinges)
+    )
     lumps = 0.75 * smooth_field(recording, (64, 40), flat=True) + 0.65 * smooth_field(
         recording, (26, 22), flat=True
     )  # texture of a few millimetres
     regions = smooth_field(recording, (9, 8))
-    level += np.where(_SOLID[tissue], 4.6 * lumps + 4.4 * regions, 0)
-    trabeculae = 6 * np.clip(lumps + 0.5 * regions, 0, 2)
-    level += np.where(tissue == Tissue.RIGHT_VENTRICLE, trabeculae, 0)
-
-    # the middle of the wall, whose fibres run across the beam, is brighter than its inner and outer layer
-    muscle = ndimage.gaussian_filter((tissue == Tissue.MYOCARDIUM).astype(np.float32), (5, 4), truncate=2.5)
-    level += np.where(tissue == Tissue.MYOCARDIUM, 18 * (muscle - 0.74), 0)
-    # walls along the beam lose echo: their fibres do not face it; the septum, seen from both sides, less
     patch = np.clip(1.1 * smooth_field(recording, (7, 6)) + 0.9 + 1.3 * angles / half, -0.5, 2.8)
-    walls = (tissue == Tissue.MYOCARDIUM) | (tissue == Tissue.PERICARDIUM) | (tissue == Tissue.ATRIAL_WALL)
-    level -= np.where(walls, system.dropout * patch, 0)
-    # haze within the chambers differs from place to place; chordae and trabeculae are bright spots in it
-    blood = ECHOGENICITY[tissue] < -45
-    level += np.where(blood, 4.5 * regions + recording.normal(3.5, 2), 0)
-    level = _spots(recording, level, tissue == Tissue.LV_CAVITY)
-    # the apex lies in the near field, where walls hardly stand out
-    level += recording.uniform(0.65, 1) * np.exp(-((ranges / 60) ** 2)) * (-39.5 - level)
-    # the beam is thick across the plane: borders are crossed at several heights and look soft
-    level = ndimage.gaussian_filter(level, (2.0 * system.resolution, 2.6 * system.resolution), truncate=2.5)
-
-    # specular echoes: steps of impedance, seen where the boundary faces the beam
-    smooth = ndimage.gaussian_filter(IMPEDANCE[tissue], (1.6, 0.9))
-    facing = np.abs(np.gradient(smooth, axis=0)) / (depth / RANGES)
-    sideways = np.abs(np.gradient(smooth, axis=1)) / (ranges * (2 * half / (BEAMS - 1)) + 0.5)
-    specular = np.minimum(facing + 0.1 * sideways, 1.5) * 10 ** ((-21 + 2 * lumps + 3 * regions) / 20)
-    specular *= 10 ** (-0.8 * system.dropout * patch / 20)
-    specular *= np.clip((ranges - 25) / 45, 0.1, 1)  # the near field is out of focus
+    blood = 4.5 * regions + recording.normal(3.5, 2)
+    spots = int(recording.integers(0, 7))
+    places, gains = recording.random(6), recording.uniform(8, 24, 6)
+    near_field = recording.uniform(0.65, 1) * np.exp(-((ranges / 60) ** 2))
     loss = _shadows(recording, system, angles, half, share)
-    # few strong scatterers among many weak ones: K-distributed echoes, spotty as muscle is
-    sparse = np.sqrt(frame.standard_gamma(0.5, (RANGES, BEAMS), dtype=np.float32) / np.float32(0.5))
-    amplitude = 10 ** (level / 20) * np.where(_SOLID[tissue], sparse, 1) + 0.7 * specular
-    amplitude = amplitude * 10 ** (-loss / 20)
-    # side lobes and reverberation smear strong echoes over neighbouring beams and ranges
-    coarse = ndimage.gaussian_filter((amplitude * amplitude)[::4, ::2], (7, 12), mode="nearest", truncate=2.5)
-    haze = np.repeat(np.repeat(coarse, 4, axis=0), 2, axis=1)
-    haze = ndimage.uniform_filter(haze, (5, 3), mode="nearest") * 10 ** (system.haze / 10)
     clutter = system.clutter - 6 * ranges / system.clutter_depth
     ripple = (
         recording.uniform(3, 10) * np.cos(2 * np.pi * ranges / recording.uniform(4, 9)) * np.exp(-ranges / 16)
     )
     near = 10 ** ((clutter + ripple + 3 * smooth_field(recording, (4, 6))) / 10)
     near += _reverberations(recording, ranges, angles, half, system.clutter)
-    amplitude = np.sqrt(amplitude**2 + haze + near).astype(np.float32)
+    noise = system.noise + recording.normal(0, 1.5) + system.noise_rise * share
+    tilt = recording.normal(0, 3.5) * (share - 0.5) + 2.0 * smooth_field(recording, (3, 3))
+    return Recording(
+        system=system,
+        depth=depth,
+        opening=opening,
+        echo=echo,
+        outside=outside,
+        inside=0.25 * cloud,
+        atria=atria,
+        hinges=around,
+        texture=4.6 * lumps + 4.4 * regions,
+        trabeculae=6 * np.clip(lumps + 0.5 * regions, 0, 2),
+        dropout=system.dropout * patch,
+        blood=blood,
+        spots=(places[:spots], gains[:spots]),
+        near_field=near_field,
+        specular=(
+            10 ** ((-21 + 2 * lumps + 3 * regions) / 20),
+            10 ** (-0.8 * system.dropout * patch / 20),
+            np.clip((ranges - 25) / 45, 0.1, 1),  # the near field is out of focus
+        ),
+        attenuation=10 ** (-loss / 20),
+        clutter=near,
+        noise=(10 ** (noise / 10)).astype(np.float32),
+        tilt=tilt,
+        top=14 * np.exp(-ranges / 4),
+        dynamic=recording.uniform(44, 56),
+        target=np.clip(recording.normal(87, system.gain_spread), 48, 140),
+    )
 
-    coherent = 0.5 * specular * 10 ** (-loss / 20)
+
+def polar_picture(
+    tissue: np.ndarray,
+    recording: Recording,
+    frame: np.random.Generator,
+    hinges: Sequence[tuple[float, float]] = (),
+) -> np.ndarray:
+    """Grey levels (RANGES, BEAMS), float32 in 0..255, of a tissue map in beam x range coordinates.
+
+    `tissue` is (RANGES, BEAMS) of Tissue values, `frame` draws the speckle and noise, `hinges` (x, y in mm)
+    are those of the mitral valve, as many as the recording was drawn for.
+    """
+    system, depth, opening = recording.system, recording.depth, recording.opening
+    half = float(polar_grid(opening)[2][-1])
+    solid = _SOLID[tissue]
+    muscle = tissue == Tissue.MYOCARDIUM
+    level = recording.echo[tissue]
+    surroundings = (tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG)
+    level += np.where(surroundings, recording.outside, recording.inside)
+    _add(level, recording.atria, (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM))
+    # fat and fibrous tissue around the valve's hinges is often the brightest of the picture
+    x, y = (v * np.float32(depth) for v in polar_grid(opening)[:2])
+    for (hinge_x, hinge_y), (size, gain, off_x, off_y) in zip(hinges, recording.hinges, strict=True):
+        far = ((x - (hinge_x + off_x)) ** 2 + (y - (hinge_y + off_y)) ** 2) / np.float32(size**2)
+        _add(level, gain * np.exp(-far), solid)
+    _add(level, recording.texture, solid)
+    _add(level, recording.trabeculae, tissue == Tissue.RIGHT_VENTRICLE)
+    # the middle of the wall, whose fibres run across the beam, is brighter than its inner and outer layer
+    middle = ndimage.gaussian_filter(muscle.astype(np.float32), (5, 4), truncate=2.5)
+    _add(level, 18 * (middle - 0.74), muscle)
+    walls = muscle | (tissue == Tissue.PERICARDIUM) | (tissue == Tissue.ATRIAL_WALL)
+    np.subtract(level, recording.dropout, out=level, where=walls)
+    # haze within the chambers differs from place to place; chordae and trabeculae are bright spots in it
+    _add(level, recording.blood, _BLOOD[tissue])
+    _add_spots(level, recording.spots, tissue == Tissue.LV_CAVITY)
+    # the apex lies in the near field, where walls hardly stand out
+    level += recording.near_field * (-39.5 - level)
+    # the beam is thick across the plane: borders are crossed at several heights and look soft
+    level = ndimage.gaussian_filter(level, (2.0 * system.resolution, 2.6 * system.resolution), truncate=2.5)
+
+    # specular echoes: steps of impedance, seen where the boundary faces the beam
+    smooth = ndimage.gaussian_filter(IMPEDANCE[tissue], (1.6, 0.9))
+    share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
+    facing = np.abs(np.gradient(smooth, axis=0)) / (depth / RANGES)
+    sideways = np.abs(np.gradient(smooth, axis=1)) / (share * depth * (2 * half / (BEAMS - 1)) + 0.5)
+    specular = np.minimum(facing + 0.1 * sideways, 1.5)
+    for factor in recording.specular:
+        specular *= factor
+    # few strong scatterers among many weak ones: K-distributed echoes, spotty as muscle is
+    sparse_gain = np.sqrt(frame.standard_gamma(0.5, (RANGES, BEAMS), dtype=np.float32) / np.float32(0.5))
+    amplitude = 10 ** (level / 20)
+    np.multiply(amplitude, sparse_gain, out=amplitude, where=solid)
+    amplitude += 0.7 * specular
+    amplitude *= recording.attenuation
+    # side lobes and reverberation smear strong echoes over neighbouring beams and ranges
+    coarse = ndimage.gaussian_filter(np.square(amplitude[::4, ::2]), (7, 12), mode="nearest", truncate=2.5)
+    haze = np.repeat(np.repeat(coarse, 4, axis=0), 2, axis=1)
+    haze = ndimage.uniform_filter(haze, (5, 3), mode="nearest") * 10 ** (system.haze / 10)
+    amplitude = np.sqrt(amplitude**2 + haze + recording.clutter).astype(np.float32)
+
+    coherent = 0.5 * specular * recording.attenuation
     echoes = envelope(amplitude, frame, depth, opening, system.resolution, coherent, looks=3)
-    noise_db = system.noise + recording.normal(0, 1.5) + system.noise_rise * share
     # the noise is finer than the speckle; a sample of the picture holds about two independent values
     noise = frame.standard_gamma(2, (RANGES, BEAMS), dtype=np.float32)
-    power = echoes**2 + noise * (10 ** (noise_db / 10)).astype(np.float32)
+    power = echoes**2 + noise * recording.noise
 
-    tilt = recording.normal(0, 3.5) * (share - 0.5) + 2.0 * smooth_field(recording, (3, 3))
-    dynamic = recording.uniform(44, 56)
-    target = np.clip(recording.normal(87, system.gain_spread), 48, 140)
-    decibel = 10 * np.log10(power + 1e-9) + tilt - 14 * np.exp(-ranges / 4)
+    decibel = 10 * np.log10(power + 1e-9) + recording.tilt - recording.top
     # the operator sets the gain by the look of the picture: most of the way to the wanted median
-    gain = float(dynamic * (target / 255 - 1) - np.median(decibel[::4, ::2]))
+    dynamic = recording.dynamic
+    gain = float(dynamic * (recording.target / 255 - 1) - np.median(decibel[::4, ::2]))
     grey = 255 * (1 + (decibel + gain) / dynamic)
     knee = 30.0  # scanners bend the ends of the curve: nothing inside the sector is quite black
-    grey = np.where(grey < knee, knee * np.exp(np.minimum(grey, knee) / knee - 1), grey)
+    dark = grey < knee
+    grey[dark] = knee * np.exp(grey[dark] / knee - 1)
     return np.clip(grey, 2, 255).astype(np.float32)
+
+
+def _add(level: np.ndarray, gain: np.ndarray, where: np.ndarray) -> None:
+    """Add `gain` to `level` in place, `where` that is true."""
+    np.add(level, gain, out=level, where=where)
 
 
 def _reverberations(
@@ -317,18 +451,15 @@ def _reverberations(
     return intensity
 
 
-def _spots(rng: np.random.Generator, level: np.ndarray, cavity: np.ndarray) -> np.ndarray:
-    """`level` (dB) with up to six small bright spots in the `cavity` (RANGES, BEAMS) bool."""
+def _add_spots(level: np.ndarray, spots: tuple[np.ndarray, np.ndarray], cavity: np.ndarray) -> None:
+    """Add up to six small bright spots in the `cavity` (RANGES, BEAMS) bool to `level` (dB), in place."""
     rows, columns = np.nonzero(cavity)
-    count = int(rng.integers(0, 7))
-    picks, gains = rng.random(6), rng.uniform(8, 24, 6)
     if len(rows):
         spot = np.zeros(level.shape, np.float32)
-        for pick, gain in zip(picks[:count], gains[:count], strict=True):
-            at = int(pick * len(rows))
+        for place, gain in zip(*spots, strict=True):
+            at = int(place * len(rows))
             spot[max(0, rows[at] - 1) : rows[at] + 2, max(0, columns[at] - 2) : columns[at] + 3] = gain
-        level = level + spot
-    return level
+        level += spot
 
 
 def _streak(rng: np.random.Generator, share: np.ndarray, angles: np.ndarray, half: float) -> np.ndarray:
@@ -364,14 +495,36 @@ def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
     Small pictures are averaged down from a finer one, as a viewer does, so that speckle does not alias.
     """
     factor = max(1, -(-192 // size))
-    inside, coordinates = picture_grid(opening, size * factor)[2:]
     height, width = picture_shape(size)
-    fine_shape = inside.shape
-    picture = np.zeros(fine_shape, np.float32)
-    picture[inside] = ndimage.map_coordinates(polar, coordinates, order=1, mode="nearest")
+    fine_shape = picture_shape(size * factor)
+    picture = (_scan_weights(opening, size * factor) @ polar.ravel().astype(np.float64)).astype(np.float32)
+    picture = picture.reshape(fine_shape)
     if factor > 1:
         picture = picture[:, : fine_shape[1] // factor * factor]
         picture = picture.reshape(height, factor, -1, factor).mean(axis=(1, 3))
         missing = width - picture.shape[1]
         picture = np.pad(picture, ((0, 0), (0, missing))) if missing > 0 else picture[:, :width]
     return np.rint(picture).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _scan_weights(opening: int, size: int) -> sparse.csr_array:
+    """Bilinear interpolation from the polar grid to a picture of `size` rows, (H * W, RANGES * BEAMS).
+
+    Every picture of one opening and size has the same weights; pixels outside the sector have none.
+    """
+    inside, coordinates = picture_grid(opening, size)[2:]
+    limits = np.array([[RANGES - 1], [BEAMS - 1]])
+    low = np.floor(coordinates).astype(int)
+    share = coordinates.astype(np.float64) - low
+    rows, columns = (np.clip(np.stack([low, low + 1]), 0, limits)).transpose(1, 0, 2)  # each (2, pixels)
+    (row_share, column_share), pixels = share, np.flatnonzero(inside)
+    weights = [
+        (1 - row_share) * (1 - column_share),
+        (1 - row_share) * column_share,
+        row_share * (1 - column_share),
+        row_share * column_share,
+    ]
+    sources = [rows[i] * BEAMS + columns[j] for i in (0, 1) for j in (0, 1)]
+    values, (at, where) = np.concatenate(weights), (np.tile(pixels, 4), np.concatenate(sources))
+    return sparse.csr_array((values, (at, where)), shape=(inside.size, RANGES * BEAMS))

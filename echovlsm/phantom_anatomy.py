@@ -181,15 +181,19 @@ def _dome(a: np.ndarray, mouth: float, widest: float, roundness: float = 2.4, at
     return opening * roof
 
 
-def _leaflet(du: np.ndarray, q: np.ndarray, angle: float, size: float, thickness: float) -> np.ndarray:
-    """Mask of a thin curved flap hinged at du = 0, q = 0, rising at `angle` towards positive du."""
-    mask = np.zeros(q.shape, bool)
-    near = np.nonzero((q > -3) & (q < size + 3))  # few points: the whole grid need not be tried
+def _leaflet(
+    where: np.ndarray, du: np.ndarray, q: np.ndarray, angle: float, size: float, thickness: float
+) -> np.ndarray:
+    """Points of a thin curved flap hinged at du = 0, q = 0, rising at `angle` towards positive du.
+
+    `du` and `q` are the points' coordinates, `where` their places in the map; returns those of the flap.
+    """
+    margin = 3 + 0.1 * size
+    near = np.flatnonzero((du > -margin) & (du < size + margin))  # few points: not every one need be tried
     du, q, sin, cos = du[near], q[near], float(np.sin(angle)), float(np.cos(angle))
     along = du * cos + q * sin
     across = q * cos - du * sin + 0.35 * along * (along / size - 1) * sin
-    mask[near] = (along > -1) & (along < size) & (np.abs(across) < thickness)
-    return mask
+    return where[near[(along > -1) & (along < size) & (np.abs(across) < thickness)]]
 
 
 def heart_coordinates(heart: Heart, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,19 +224,20 @@ def hinge_points(heart: Heart) -> list[tuple[float, float]]:
 
 def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Tissue at world points: uint8 array of :class:`Tissue` values, in the shape of `x` and `y` (mm)."""
-    u, q = heart_coordinates(heart, x, y)
+    u, q = (v.ravel() for v in heart_coordinates(heart, x, y))
     left, right = heart.share_left * heart.width, (1 - heart.share_left) * heart.width
     rows = np.linspace(-120, 160, 561)  # half-millimetre table of every profile against q
+    position = np.clip((q + 120) * 2, 0, 560).astype(np.intp)
 
     def lookup(values: np.ndarray) -> np.ndarray:
-        position = np.clip((q + 120) * 2, 0, 560).astype(np.int16)
-        return values.astype(np.float32)[position]
+        return values.astype(np.float32).take(position, mode="clip")
 
-    cavity = lookup(_profile(np.clip(rows / heart.length, 0, 1), heart.base_ratio, heart.bluntness))
+    cavity = _profile(np.clip(rows / heart.length, 0, 1), heart.base_ratio, heart.bluntness)
+    cavity = cavity.astype(np.float32)
     outer_share = np.clip(rows / (heart.length + heart.apex_wall), 0, 1)
     outer_cavity = _profile(outer_share, heart.base_ratio, heart.bluntness)
     outer_wall = heart.wall * (1 - outer_share**5) ** 0.5
-    outer_l, outer_r = lookup(outer_cavity * left + outer_wall), lookup(outer_cavity * right + outer_wall)
+    outer_l, outer_r = lookup(-(outer_cavity * left + outer_wall)), lookup(outer_cavity * right + outer_wall)
 
     mouth_l, mouth_r = heart.base_ratio * left, heart.base_ratio * right
     a = np.clip(-rows / heart.la_length, 0, 1)
@@ -241,65 +246,70 @@ def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         max(heart.la_width / 2 * factor_l, mouth_l),
         max(heart.la_width / 2 * factor_r, mouth_r),
     )
-    la_l, la_r = (lookup(_dome(a, m, b, roof)) for m, b in ((mouth_l, belly_l), (mouth_r, belly_r)))
     ua = u + np.float32(heart.la_bend) * q
     above = q > 0
 
     tissue = np.zeros(u.shape, np.uint8)
-    tissue[(u > outer_r + 7) & (q > -5)] = Tissue.LUNG
+
+    def paint(where: np.ndarray, value: Tissue) -> None:
+        np.copyto(tissue, np.uint8(value), where=where)
+
+    paint((u > outer_r + 7) & (q > -5), Tissue.LUNG)
     # pericardium: a thin shell around the wall, free side only in 4CH, and behind the atrium
     shell = 2.2
     in_shell = (q > -4) & (q < 0.8 * heart.length) & (u < outer_r + shell)
-    in_shell &= u > (-outer_l if heart.view == "4CH" else -outer_l - shell)
-    tissue[in_shell] = Tissue.PERICARDIUM
-    below = (q <= 0) & (q > -heart.la_length - 5)
+    in_shell &= u > (outer_l if heart.view == "4CH" else outer_l - shell)
+    paint(in_shell, Tissue.PERICARDIUM)
+    below = ~above & (q > -heart.la_length - 5)
     a_out = np.clip(-rows / (heart.la_length + 2.5), 0, 1)
-    out_l = lookup(_dome(a_out, mouth_l + 2.5, belly_l + 2.5, roof))
+    out_l = lookup(-_dome(a_out, mouth_l + 2.5, belly_l + 2.5, roof))
     out_r = lookup(_dome(a_out, mouth_r + 2.5, belly_r + 2.5, roof))
-    tissue[below & (ua > -out_l) & (ua < out_r)] = Tissue.ATRIAL_WALL
+    paint(below & (ua > out_l) & (ua < out_r), Tissue.ATRIAL_WALL)
     if heart.view == "4CH":
-        _paint_right_heart(tissue, heart, u, ua, q, outer_l, out_l, lookup, rows)
+        _paint_right_heart(paint, tissue, heart, u, ua, q, outer_l, lookup, rows)
 
     base_end = -2.5 + 0.12 * np.abs(u)  # the wall ends a little below the hinge, slanted as it is drawn
     wall = (
-        (u > -outer_l)
+        (u > outer_l)
         & (u < outer_r)
         & (q > -np.maximum(base_end, 0.0))
         & (q < heart.length + heart.apex_wall)
     )
-    tissue[wall] = Tissue.MYOCARDIUM
-    hinge = np.minimum(np.hypot(u + mouth_l + 2.5, q), np.hypot(u - mouth_r - 2.5, q))
-    annulus = (hinge < 4.0) & ~wall
-    tissue[annulus] = Tissue.ANNULUS
-    atrium = (q <= 0) & (q > -heart.la_length) & (ua > -la_l) & (ua < la_r)
-    tissue[atrium] = Tissue.LEFT_ATRIUM
-    in_cavity = above & (q < heart.length) & (u > -cavity * left) & (u < cavity * right)
-    tissue[in_cavity] = Tissue.LV_CAVITY
+    paint(wall, Tissue.MYOCARDIUM)
+    near = np.flatnonzero((np.abs(q) < 4.1) & ~wall)
+    u_near, q_near = u[near], q[near]
+    hinge = np.minimum(np.hypot(u_near + mouth_l + 2.5, q_near), np.hypot(u_near - mouth_r - 2.5, q_near))
+    tissue[near[hinge < 4.0]] = Tissue.ANNULUS
+    atrium = ~above & (q > -heart.la_length)
+    atrium &= ua > lookup(-_dome(a, mouth_l, belly_l, roof))
+    atrium &= ua < lookup(_dome(a, mouth_r, belly_r, roof))
+    paint(atrium, Tissue.LEFT_ATRIUM)
+    in_cavity = above & (q < heart.length) & (u > lookup(-cavity * left)) & (u < lookup(cavity * right))
+    paint(in_cavity, Tissue.LV_CAVITY)
     height, side, size = heart.papillary
     side_u = side * (right if side > 0 else left)
-    muscle = np.hypot((u - side_u) / 0.55, (q - height * heart.length) / 1.6) < size
-    tissue[in_cavity & muscle] = Tissue.PAPILLARY
+    near = np.flatnonzero(in_cavity & (np.abs(q - height * heart.length) < 1.7 * size))
+    muscle = np.hypot((u[near] - side_u) / 0.55, (q[near] - height * heart.length) / 1.6) < size
+    tissue[near[muscle]] = Tissue.PAPILLARY
     span = mouth_l + mouth_r
     reach = 0.54 * span
-    for side, du in enumerate((u + mouth_l, mouth_r - u)):
+    near = np.flatnonzero((in_cavity | atrium) & (q > -3) & (q < reach / float(np.cos(0.35)) + 3))
+    for side, du in enumerate((u[near] + mouth_l, mouth_r - u[near])):
         angle, seen = heart.leaflets[side], heart.leaflet_size[side]
         full = reach / float(np.cos(angle)) if heart.phase == "ES" else reach
-        flap = _leaflet(
-            du, q, angle, full * (0.5 + 0.5 * seen if heart.phase == "ES" else seen), heart.leaflet_size[2]
-        )
-        tissue[flap & (in_cavity | atrium)] = Tissue.VALVE
-    return tissue
+        length = full * (0.5 + 0.5 * seen if heart.phase == "ES" else seen)
+        tissue[_leaflet(near, du, q[near], angle, length, heart.leaflet_size[2])] = Tissue.VALVE
+    return tissue.reshape(x.shape)
 
 
-def _paint_right_heart(tissue, heart, u, ua, q, outer_l, out_l, lookup, rows) -> None:
-    """Right ventricle, right atrium and their walls, left of the septum (4CH only), painted in place."""
+def _paint_right_heart(paint, tissue, heart, u, ua, q, septum, lookup, rows) -> None:
+    """Right ventricle, right atrium and their walls, left of the `septum` (4CH only), painted in place."""
     s = np.clip((rows - heart.tricuspid) / heart.rv_length, 0, 1)
-    free = lookup(heart.rv_width * np.clip(1 - s**1.6, 0, None) ** 0.7)
-    in_rows = (q > heart.tricuspid) & (q < heart.tricuspid + heart.rv_length)
-    septal = u < -outer_l
-    tissue[in_rows & septal & (u > -outer_l - free - 6.5)] = Tissue.PERICARDIUM
-    tissue[in_rows & septal & (u > -outer_l - free - 4.5)] = Tissue.RV_WALL
-    tissue[in_rows & septal & (u > -outer_l - free)] = Tissue.RIGHT_VENTRICLE
+    free = septum - lookup(heart.rv_width * np.clip(1 - s**1.6, 0, None) ** 0.7)
+    inside = (q > heart.tricuspid) & (q < heart.tricuspid + heart.rv_length) & (u < septum)
+    paint(inside & (u > free - 6.5), Tissue.PERICARDIUM)
+    paint(inside & (u > free - 4.5), Tissue.RV_WALL)
+    paint(inside & (u > free), Tissue.RIGHT_VENTRICLE)
     base_wall = heart.base_ratio * heart.share_left * heart.width + heart.wall
     width = float(np.clip(heart.rv_width + base_wall - heart.la_width / 2 - 4, 24, 52))
     length = 0.92 * heart.la_length + heart.tricuspid
@@ -310,12 +320,13 @@ def _paint_right_heart(tissue, heart, u, ua, q, outer_l, out_l, lookup, rows) ->
     centre = -0.5 * (heart.la_width + width) - 4.5 - 0.02 * q
     offset = np.abs(ua - centre)
     below = (q <= heart.tricuspid) & (q > heart.tricuspid - length - 2.5)
-    tissue[below & (offset < belly_out)] = Tissue.ATRIAL_WALL
-    tissue[below & (q > heart.tricuspid - length) & (offset < belly)] = Tissue.RIGHT_ATRIUM
+    paint(below & (offset < belly_out), Tissue.ATRIAL_WALL)
+    paint(below & (q > heart.tricuspid - length) & (offset < belly), Tissue.RIGHT_ATRIUM)
     if not heart.tricuspid_seen:
         return
-    hinge, reach = -outer_l, 0.5 * heart.rv_width
+    reach = 0.5 * heart.rv_width
     height = q - heart.tricuspid
+    near = np.flatnonzero((u < septum) & (height > -3) & (height < reach + 3))
+    u, height, hinge = u[near], height[near], septum[near]
     for du, angle in ((hinge - u, heart.leaflets[0]), (u - hinge + heart.rv_width, heart.leaflets[1])):
-        flap = _leaflet(du, height, 0.7 * angle, reach, 0.6) & septal
-        tissue[flap] = Tissue.VALVE
+        tissue[_leaflet(near, du, height, 0.7 * angle, reach, 0.6)] = Tissue.VALVE

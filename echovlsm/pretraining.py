@@ -16,7 +16,6 @@ import argparse
 import gzip
 import json
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
+from echovlsm import files
 from echovlsm.models.clipseg import CLIPSeg
 from echovlsm.models.cris import CRIS, CRISConfig
 from echovlsm.scenes import HEART_WORDS, draw_scene
@@ -386,8 +386,8 @@ def _save(
         "optimiser": optimiser.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    torch.save({**state, "step": step, "log": log}, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
+    with files.appearing(path) as partial:
+        torch.save({**state, "step": step, "log": log}, partial)
 
 
 def main() -> None:

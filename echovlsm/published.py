@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 
 from echovlsm import PHASES, STRUCTURES, VIEWS, runs
+from echovlsm.files import appearing
 
 REPOSITORY = "naamiinepal/synthetic-boost"
 COMMIT = "8adcde255207dc3b0c06a77b4ad9ca9dd0a7f67e"
@@ -304,9 +305,8 @@ def save_results(
     }
     texts["source.yaml"] = yaml.safe_dump(dict(source), sort_keys=False)
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+        with appearing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def load_results(

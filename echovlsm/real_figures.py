@@ -58,6 +58,56 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return read_yaml(file, ValueError, "restore it, or make the result again (book/how_to_run.md)")
 
 
+def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recorded rehearsals of the full study (`echovlsm.rehearsal`): none of it is a result.
+
+    Parameters
+    ----------
+    folder
+        Folder with ``<model>.yaml`` and ``<model>-checks-whole.csv`` of each.
+
+    Returns
+    -------
+    DataFrame
+        One row a model: `pixels`, `pictures a step`, `steps`, `loss`, `seconds` and `GiB` (the most that the
+        training held), `pictures scored`, `seconds to score`.
+    DataFrame
+        The dry run of the whole run: one row a check; for each model what was found, and what to do about
+        what is missing.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    from echovlsm.runs import resolve
+
+    files = sorted(resolve(folder).glob("*.yaml"))
+    if not files:
+        raise FileNotFoundError(
+            f"{resolve(folder)}: no recorded rehearsal; book/how_to_run.md says how it is made"
+        )
+    rows, tables = {}, {}
+    for file in files:
+        record = read_yaml(file, ValueError, "make the rehearsal again")
+        setup, scored = record["parameters"], record["scored"]
+        rows[file.stem] = {
+            "pixels": setup["image_size"],
+            "pictures a step": setup["batch_size"],
+            "steps": record["steps"],
+            "loss": record["history"]["train_loss"],
+            "seconds": record["seconds"],
+            "GiB": record["peak_memory_gib"],
+            "pictures scored": scored["pictures"],
+            "seconds to score": scored["seconds"],
+        }
+        table = pd.read_csv(file.with_name(f"{file.stem}-checks-whole.csv"), keep_default_na=False)
+        missing = table["remedy"].where(~table["ok"].astype(bool), "")
+        table["told"] = table["value"] + missing.map(lambda text: f" – missing: {text}" if text else "")
+        tables[file.stem] = table.set_index("check")["told"]
+    return pd.DataFrame(rows).T, pd.DataFrame(tables).reindex(tables[files[0].stem].index)
+
+
 def curve_table(scores: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     """Mean Dice of each pretraining and number of patients.
 

@@ -3,6 +3,7 @@
 A run folder holds `run.yaml` (every parameter, versions, commit, device, data and weights hashes, scale),
 `history.csv`, `scores.parquet`, `weights/` in Hugging Face layout and the executed notebooks. A complete run
 is skipped, an interrupted one resumes, and a folder made with other parameters is refused or made again.
+One process works in a run folder; a second one says so and stops.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from echovlsm import files
 from echovlsm.files import read_yaml
 from echovlsm.parameters import check_parameters
 
@@ -33,11 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["RunError", "RunFolder", "check_parameters", "project_root", "resolve", "run_path", "set_up"]
 
 _NOT_COUNTED = {
-    *("book", "book_assets", "book_tables", "execute", "figures", "freshness", "grid", "grid_figures"),
-    *("parameters", "pretraining", "runs", "scenes", "warm"),
+    *("book", "book_assets", "book_tables", "execute", "figures", "files", "freshness", "grid"),
+    *("grid_figures", "parameters", "pretraining", "runs", "scenes", "warm"),
+    *("dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"),
 }
-# These chapters change no run of a notebook: the published scores, the explorer, the study on real hearts.
-_CHAPTER = ("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate")
+# These chapters change no run of a notebook: the published scores, the explorer, real hearts, the costs.
+_CHAPTER = (
+    *("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate"),
+    "benchmark",
+)
 _CONFIGS = ("config.json", "scheduler_config.json")
 _RECORDED_PACKAGES = (
     "torch",
@@ -153,14 +158,40 @@ def weights_hash(weights: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def set_up(threads: int, seed: int) -> None:
-    """Fix thread count and seeds, which together make a CPU run repeat bit by bit."""
+def set_up(threads: int, seed: int, mixed_precision: str = "no") -> None:
+    """Fix thread count and seeds, which together make a CPU run repeat bit by bit.
+
+    Raises
+    ------
+    RunError
+        This machine cannot compute in `mixed_precision`.
+    """
     import torch
     from accelerate.utils import set_seed
 
+    check_precision(mixed_precision)
     if threads > 0:
         torch.set_num_threads(threads)
     set_seed(seed)
+
+
+def check_precision(mixed_precision: str) -> None:
+    """Refuse ``fp16`` where there is no GPU: Accelerate would train in float32 and say nothing.
+
+    Raises
+    ------
+    RunError
+        Names the parameter and what to choose.
+    """
+    if mixed_precision != "fp16":
+        return
+    from accelerate import PartialState
+
+    if PartialState().device.type == "cpu":
+        raise RunError(
+            "mixed_precision: fp16 needs a GPU, and there is none here; choose bf16, which processors "
+            "compute too, or no"
+        )
 
 
 # -- run folders ----------------------------------------------------------------------------------------
@@ -232,8 +263,28 @@ class RunFolder:
         ------
         RunError
             The folder holds another run and `redo` is false.
+        echovlsm.files.InUseError
+            Another process works in the folder. This one does so from here to `finish`, or to its end.
         """
         asked = {"parameters": dict(parameters), "code_hash": code_hash(), **provenance}
+        if self._found(asked, redo) == "complete":
+            return False
+        with files.room(self.path):
+            self._make_folder()
+        files.hold(self.path)
+        try:
+            found = self._found(asked, redo)  # the process that was waited for may have ended it
+            if found != "complete":
+                self._begin(asked, parameters.get("scale"), anew=found == "other")
+                return True
+        except BaseException:
+            files.release(self.path)
+            raise
+        files.release(self.path)
+        return False
+
+    def _found(self, asked: Mapping[str, Any], redo: bool) -> str:
+        """What of the run asked for is here: `complete`, `started`, or `other` (or nothing)."""
         before = self.record
         differences = _differences(before, asked) if before else []
         if differences and not redo:
@@ -242,12 +293,15 @@ class RunFolder:
                 "folder, delete this one, or set redo=true"
             )
         if differences or not before:
+            return "other"
+        return "complete" if before.get("status") == "complete" else "started"
+
+    def _begin(self, asked: Mapping[str, Any], scale: Any, *, anew: bool) -> None:
+        if anew:
             self._empty()
-        elif before.get("status") == "complete":
-            return False
         values = {
             "status": "started",
-            "scale": parameters.get("scale"),
+            "scale": scale,
             **asked,
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -255,7 +309,6 @@ class RunFolder:
             "packages": package_versions(),
         }
         self.write_yaml("run.yaml", values)
-        return True
 
     def _empty(self) -> None:
         """Delete what an earlier run left here, its record last, and nothing that is not a run's.
@@ -265,7 +318,7 @@ class RunFolder:
         for pattern in (
             "state",
             "weights",
-            "weights.partial-*",
+            "weights.partial*",
             "sdm",
             "sdm-state",
             "sdm.partial",
@@ -299,9 +352,10 @@ class RunFolder:
         return self.record
 
     def finish(self, **results: Any) -> None:
-        """Mark the run as complete and add `results`, time and peak memory to `run.yaml`."""
+        """Mark the run as complete, add `results`, time and peak memory to `run.yaml`, free the folder."""
         spent = {"peak_memory_gib": peak_memory(), "seconds": self.seconds}
-        self.write_yaml("run.yaml", {**self.record, **spent, **results, "status": "complete"})
+        self.note(**{**spent, **results, "status": "complete"})
+        files.release(self.path)
 
     def evaluation_suffix(self, settings: Mapping[str, Any]) -> str:
         """Empty for the run's first way of scoring; for any other a name that keeps its results apart."""
@@ -312,7 +366,9 @@ class RunFolder:
 
     def note(self, **results: Any) -> None:
         """Add `results` to `run.yaml` and leave its status."""
-        self.write_yaml("run.yaml", {**self.record, **results})
+        self.path.mkdir(parents=True, exist_ok=True)
+        with files.only_one(self.path):  # from reading to writing
+            self.write_yaml("run.yaml", {**self.record, **results})
 
     def put_on_record(self, results: str | Path) -> Path:
         """Copy what may be published of a complete, evaluated run: scores, history, record; no weights.
@@ -323,13 +379,13 @@ class RunFolder:
             Folder of recorded runs, such as `data/results/camus`; the run gets a folder in it.
         """
         record = self.require("scores.parquet", "05_evaluation")
-        target = RunFolder(resolve(results) / self.path.name)
-        target.path.mkdir(parents=True, exist_ok=True)
-        for name in ("history.csv", "scores.parquet", "prompt_matrix.csv"):
-            shutil.copy(self / name, target / name)
         where = {"cohort", "run"}  # paths of one machine tell another nothing
         for part in (record, record["evaluation"]):
             part["parameters"] = {key: value for key, value in part["parameters"].items() if key not in where}
+        target = RunFolder(resolve(results) / self.path.name)
+        (target / "run.yaml").unlink(missing_ok=True)  # until all is there, nothing counts
+        for name in ("history.csv", "scores.parquet", "prompt_matrix.csv"):
+            files.copy(self / name, target / name)
         target.write_yaml("run.yaml", record)
         return target.path
 
@@ -352,16 +408,15 @@ class RunFolder:
 
     def save_weights(self, model: Any) -> None:
         """Write the model's Hugging Face folder as `weights/`, whole or not at all."""
-        self._make_folder()
-        partial = Path(tempfile.mkdtemp(prefix="weights.partial-", dir=self.path))
-        model.save_pretrained(partial)
-        final = self / "weights"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        with self._appear("weights") as partial:
+            model.save_pretrained(partial)
 
     def _make_folder(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            with files.room(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+        except files.FullDiskError:
+            raise
         except OSError as error:
             raise RunError(
                 f"run: the folder {self.path} cannot be made ({error.strerror}: {error.filename}); name "
@@ -370,10 +425,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _appear(self, name: str) -> Iterator[Path]:
+        """Where to write what then appears whole under `name`, by one process at a time."""
         self._make_folder()
-        partial = self / f"{name}.partial"
-        yield partial
-        os.replace(partial, self / name)
+        with files.only_one(self.path), files.appearing(self / name) as partial:
+            yield partial
 
 
 def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

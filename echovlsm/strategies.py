@@ -84,10 +84,14 @@ def read_target(parameters: Mapping[str, Any]) -> pd.DataFrame:
 
     Of `parameters` are read: `cohort, cohort_split, holdout, train_patients, val_patients, seed`.
     """
+    folder = resolve(parameters["cohort"])
+    return divide_target(read_cohort(folder, split=parameters["cohort_split"]), parameters)
+
+
+def divide_target(frames: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
+    """The frames of a whole target cohort, as `read_target` divides and limits them."""
     from echovlsm.triplets import hold_out
 
-    folder = resolve(parameters["cohort"])
-    frames = read_cohort(folder, split=parameters["cohort_split"])
     frames = hold_out(frames, parameters["holdout"], parameters["seed"])
     limits = {"train": parameters["train_patients"], "val": parameters["val_patients"]}
     return limit_patients(frames, limits, parameters["seed"])

@@ -8,7 +8,6 @@ continues from the last whole epoch and, with the same thread count, ends with t
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from echovlsm import files
 from echovlsm.checkpoints import Checkpoints
-from echovlsm.features import Features, encode
+from echovlsm.features import Features, encode, encode_prompts
+from echovlsm.runs import check_precision
 from echovlsm.triplets import Triplets
 
 HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
@@ -28,6 +29,9 @@ HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice
 
 SCHEDULES: tuple[str, ...] = ("plateau", "cosine")
 """How the learning rate falls; see `fit`."""
+
+CACHED_PIXELS = 300_000
+"""Pixels of all pictures that `predict` takes at a time on a processor."""
 
 WARM_UP = 0.03
 """Share of the steps in which the rate of a cosine schedule rises."""
@@ -63,6 +67,12 @@ def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
     from monai.losses import DiceCELoss
 
     return DiceCELoss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
+
+
+def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what learns in `model`; by its fused kernel, which gives the same in fewer passes."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def cosine_rate(share: float, peak: float) -> float:
@@ -130,12 +140,19 @@ def fit(
         The training loss is not finite.
     ValueError
         `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
+    echovlsm.runs.RunError
+        `mixed_precision` is ``fp16``, and there is no GPU.
+    echovlsm.files.InUseError
+        Another process trains in `folder`.
+    echovlsm.files.FullDiskError
+        There is no room for the state; the one before is kept.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    check_precision(mixed_precision)
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if count < 1:
             raise ValueError(f"{name}: {count}; give at least 1")
@@ -145,8 +162,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     accelerator = Accelerator(mixed_precision=mixed_precision)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = make_optimiser(model, learning_rate, weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser,
         mode="max",
@@ -208,6 +224,7 @@ def fit(
         bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
     bar.close()
     state.load_best(bare)
+    state.states.end()
     accelerator.free_memory()
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
 
@@ -263,7 +280,7 @@ def _train_epoch(
     return float(totals[0] / totals[1])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[float, float]:
     from monai.metrics import compute_dice
 
@@ -279,19 +296,27 @@ def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[flo
     return float(torch.cat(losses).mean()), float(torch.cat(dices).mean())
 
 
-@torch.no_grad()
 def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress: bool = False) -> Tensor:
-    """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order."""
+    """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order.
+
+    At most `batch_size` pictures at a time; fewer on a processor where they are large, as maps that leave its
+    caches cost time.
+    """
     from accelerate import Accelerator
 
     device = Accelerator().device
+    if device.type == "cpu":
+        batch_size = min(batch_size, max(1, CACHED_PIXELS // model.image_size**2))
     model = model.to(device).eval()
-    features = encode(model, triplets)
+    features = encode(model, triplets) or encode_prompts(model, triplets)
     parts = []
-    for batch in tqdm(DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress):
-        inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
-        parts.append(_logits(model, model, inputs, features).float().cpu())
-    return torch.cat(parts)
+    with torch.inference_mode():
+        for batch in tqdm(
+            DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress
+        ):
+            inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
+            parts.append(_logits(model, model, inputs, features).float().cpu())
+    return torch.cat(parts)  # outside, so that it is a tensor like any other
 
 
 class _Checkpoint:
@@ -322,10 +347,9 @@ class _Checkpoint:
         from safetensors.torch import save_file
 
         if self.accelerator.is_main_process:
-            partial = self.best.with_suffix(".partial")
             tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-            save_file(tensors, partial)
-            os.replace(partial, self.best)
+            with files.appearing(self.best) as partial:
+                save_file(tensors, partial)
 
     def load_best(self, model: nn.Module) -> None:
         """Put the weights of the best epoch into the model."""

@@ -45,6 +45,39 @@ def test_one_encoding_serves_three_prompts(pictures: torch.Tensor, monkeypatch: 
     torch.testing.assert_close(grouped[0], single, atol=1e-4, rtol=1e-4)
 
 
+def test_layers_behind_the_last_that_counts_are_not_run() -> None:
+    ours = models.load("clipseg", WEIGHTS).eval()
+    segmenter = ours.segmenter
+    layers = segmenter.clip.vision_model.encoder.layers
+    segmenter.config.extract_layers = segmenter.extract_layers = [0, 1, 2]
+    ran = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+    picture = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    tokens, mask = ours.tokenize(PROMPTS[:1])
+    with torch.no_grad():
+        logits = ours(picture, tokens, mask)
+        assert ran == [0, 1, 2]
+        assert torch.equal(logits, segmenter(tokens, picture, attention_mask=mask).logits)
+    assert len(ran) == 3 + len(layers)
+
+
+@pytest.mark.parametrize("conditional", [0, 1, 2])
+def test_pictures_share_the_decoder_until_the_words_enter(conditional: int, pictures: torch.Tensor) -> None:
+    model = models.load("clipseg", WEIGHTS).eval()
+    model.segmenter.decoder.conditional_layer = conditional
+    sizes = []
+    for layer in model.segmenter.decoder.layers:
+        layer.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    tokens, mask = model.tokenize(PROMPTS)
+    with torch.no_grad():
+        grouped = model(pictures[:2], tokens.expand(2, 3, -1), mask.expand(2, 3, -1))
+        assert sizes == [2 if number < conditional else 6 for number in range(3)]
+        rows = pictures[:2].repeat_interleave(3, dim=0), tokens.repeat(2, 1), mask.repeat(2, 1)
+        alone = model.segmenter(pixel_values=rows[0], input_ids=rows[1], attention_mask=rows[2]).logits
+    torch.testing.assert_close(grouped.flatten(0, 1), alone, atol=1e-4, rtol=1e-4)
+
+
 def _moved(model: models.clipseg.CLIPSeg, pictures: torch.Tensor) -> set[str]:
     """Names of parameters that one optimiser step changes."""
     before = copy.deepcopy(model.state_dict())

@@ -1,6 +1,7 @@
 """The phantom simulator: its statistics, its anatomy, its labels, and the cohort that it writes."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import pytest
 from scipy import ndimage
 
 from echovlsm import PHASES, QUALITIES, VIEWS, phantom
+from echovlsm import phantom_acoustics as acoustics
+from echovlsm import phantom_anatomy as anatomy
 from echovlsm.phantom_acoustics import BEAMS, RANGES, RAYLEIGH_RATIO, picture_shape
 from echovlsm.phantom_anatomy import heart_coordinates
 
@@ -296,6 +299,113 @@ def test_written_cohort_is_read_back(tmp_path) -> None:
             assert a.spacing_y == a.spacing_x == pytest.approx(patient.views[view].depth / 64)
 
 
+def test_processes_change_nothing(tmp_path) -> None:
+    """The same files, byte by byte, however many processes draw them."""
+    from echovlsm import cohort
+
+    one, two = (
+        phantom.write_phantom_cohort(tmp_path / f"{n}", 9, seed=2, size=32, progress=False, workers=n)
+        for n in (1, 2)
+    )
+    assert cohort.cohort_hash(one) == cohort.cohort_hash(two)
+
+
+def test_a_frame_does_not_depend_on_the_frames_drawn_before(patients: list[phantom.Patient]) -> None:
+    """Both phases share what belongs to the recording; drawing one must not change it."""
+    acoustics.draw_recording.cache_clear()
+    alone = phantom.simulate(patients[3], "2CH", "ES", 1, 128)
+    acoustics.draw_recording.cache_clear()
+    phantom.simulate(patients[3], "2CH", "ED", 0, 128)
+    np.testing.assert_array_equal(phantom.simulate(patients[3], "2CH", "ES", 1, 128).image, alone.image)
+    np.testing.assert_array_equal(phantom.simulate(patients[3], "2CH", "ES", 1, 128).image, alone.image)
+
+
+def test_the_number_of_threads_changes_no_field() -> None:
+    script = (
+        "import hashlib, numpy as np\nfrom echovlsm.phantom_acoustics import smooth_field\n"
+        "field = smooth_field(np.random.default_rng(1), (64, 40), flat=True)\n"
+        "print(hashlib.sha256(field.tobytes()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2, 3)
+    }
+    assert len(digests) == 1
+
+
+def test_smooth_fields_are_sums_of_cosines() -> None:
+    field = acoustics.smooth_field(np.random.default_rng(4), (5, 3), flat=True)
+    weights = np.random.default_rng(4).standard_normal((5, 3), dtype=np.float32) / np.sqrt(15 / 3.5)
+    y, x = (np.arange(RANGES)[:, None] + 0.5) / RANGES, (np.arange(BEAMS)[None] + 0.5) / BEAMS
+    expected = sum(
+        weights[i, j] * np.cos(np.pi * i * y) * np.cos(np.pi * j * x) for i in range(5) for j in range(3)
+    )
+    np.testing.assert_allclose(field, expected, atol=1e-5)
+
+
+def test_envelope_is_that_of_filtered_complex_noise() -> None:
+    """The plain way: complex scatterers, one transform over both directions a row of the sector."""
+    strength = np.random.default_rng(3).uniform(0.1, 1, (RANGES, BEAMS)).astype(np.float32)
+    coherent = np.zeros_like(strength)
+    coherent[150, 40:120] = 3
+    found = phantom.envelope(strength, np.random.default_rng(5), 150, 72, 1.2, coherent, looks=2)
+    along, across = acoustics._transfers(150, 72, 1.2)
+    rng, intensity = np.random.default_rng(5), 0
+    for _ in range(2):
+        noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)
+        field = np.zeros((len(along), across.shape[1]), complex)
+        field[:RANGES, :BEAMS] = (noise[0] + 1j * noise[1]) * strength + coherent
+        field = np.fft.ifft(np.fft.fft(field, axis=0) * along, axis=0)[:RANGES]
+        field = np.fft.ifft(np.fft.fft(field, axis=1) * across, axis=1)[:, :BEAMS]
+        intensity = intensity + np.abs(field) ** 2
+    np.testing.assert_allclose(found, np.sqrt(intensity / 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("opening", [66, 75])
+def test_scan_conversion_interpolates_between_beams(opening: int) -> None:
+    polar = np.random.default_rng(6).uniform(2, 255, (RANGES, BEAMS)).astype(np.float32)
+    inside, coordinates = acoustics.picture_grid(opening, 256)[2:]
+    expected = np.zeros(inside.shape)
+    expected[inside] = ndimage.map_coordinates(polar, coordinates, order=1, mode="nearest")
+    found = acoustics.scan_convert(polar, opening, 256)
+    assert np.abs(found - expected).max() <= 0.5 + 1e-4
+
+
+def test_a_points_tissue_does_not_depend_on_the_other_points(patients: list[phantom.Patient]) -> None:
+    """Most tissues are tried only where they may lie; the places found must be the right ones."""
+    rng = np.random.default_rng(7)
+    for patient in patients[:6]:
+        for view in VIEWS:
+            for phase in PHASES:
+                heart = anatomy.make_heart(patient, view, phase)
+                x, y = rng.uniform((-90, 0), (90, 170), (4000, 2)).astype(np.float32).T
+                together = anatomy.tissue_map(heart, x, y)
+                parts = [anatomy.tissue_map(heart, x[i::7], y[i::7]) for i in range(7)]
+                for i, part in enumerate(parts):
+                    np.testing.assert_array_equal(part, together[i::7])
+
+
+def test_leaflets_are_found_wherever_their_points_lie() -> None:
+    du, q = (v.ravel() for v in np.meshgrid(np.linspace(-60, 60, 481), np.linspace(-60, 60, 481)))
+    for angle in (0.11, 0.3, 0.7, 1.25):
+        for size in (8.0, 20.0, 40.0):
+            sin, cos = np.sin(angle), np.cos(angle)
+            along = du * cos + q * sin
+            across = q * cos - du * sin + 0.35 * along * (along / size - 1) * sin
+            expected = np.flatnonzero((along > -1) & (along < size) & (np.abs(across) < 1.3))
+            found = anatomy._leaflet(np.arange(du.size), du, q, angle, size, 1.3)
+            np.testing.assert_array_equal(found, expected)
+            # the map tries only what lies so high
+            assert q[found].min() > -3
+            assert q[found].max() < size + 3
+
+
 def test_anatomy_lies_near_published_proportions(pictures: list[Frames]) -> None:
     """Area shares of the structures in apical pictures, as in CAMUS (medians about 8, 8 and 5 %)."""
     medians = [
@@ -308,7 +418,8 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     """A killed writer leaves neither a cohort nor processes that wait for work for ever."""
     script = (
         "import sys\nfrom echovlsm.phantom import write_phantom_cohort\n"
-        "if __name__ == '__main__':\n    write_phantom_cohort(sys.argv[1], 400, seed=0, progress=False)\n"
+        "if __name__ == '__main__':\n    write_phantom_cohort(sys.argv[1], 400, seed=0, progress=False,"
+        " workers=2)\n"
     )
     source = tmp_path / "draw.py"
     source.write_text(script)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 
 from echovlsm.parameters import (
@@ -18,7 +19,15 @@ from echovlsm.parameters import (
     parameters_for,
     read_profile,
 )
-from echovlsm.runs import RunError, RunFolder, project_root, resolve, run_path, weights_hash
+from echovlsm.runs import (
+    RunError,
+    RunFolder,
+    check_precision,
+    project_root,
+    resolve,
+    run_path,
+    weights_hash,
+)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DECLARED = {"prompt": "str", "epochs": "int", "learning_rate": "float", "augment": "bool"}
@@ -77,7 +86,7 @@ def test_defaults_of_every_notebook_fit_their_own_declaration(notebook: Path) ->
     check_values(defaults, declared, notebook.name)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "camus"])
+@pytest.mark.parametrize("profile", ["smoke", "demo", "camus", "camus-full", "camus-full-cris"])
 def test_every_profile_fits_the_notebooks(profile: str) -> None:
     values = read_profile(ROOT / "notebooks" / "profiles" / f"{profile}.yaml")
     declared = {name: kind for notebook in NOTEBOOKS for name, kind in notebook_parameters(notebook).items()}
@@ -115,6 +124,11 @@ def test_what_a_command_line_gives_is_read_as_declared(name: str, given: object,
     assert type(read) is type(meant)
 
 
+def test_the_word_no_is_a_precision() -> None:
+    assert coerce({"mixed_precision": False}, {"mixed_precision": "str"}) == {"mixed_precision": "no"}
+    assert coerce({"prompt": False}, {"prompt": "str"}) == {"prompt": False}
+
+
 def test_a_notebook_reads_a_variant_given_as_a_number() -> None:
     namespace: dict = {"In": ["", "# Parameters\nvariant = 0"]}
     exec('profile: str = "demo"\nvariant: str = "random"\nvariant = 0', namespace)
@@ -123,8 +137,61 @@ def test_a_notebook_reads_a_variant_given_as_a_number() -> None:
 
 
 def test_a_missing_profile_names_those_that_exist() -> None:
-    with pytest.raises(ParameterError, match="there are: camus, demo, smoke"):
+    with pytest.raises(ParameterError, match="there are: camus, camus-full, camus-full-cris, demo, smoke"):
         read_profile(ROOT / "notebooks" / "profiles" / "large.yaml")
+
+
+def _full(name: str) -> dict:
+    return read_profile(ROOT / "notebooks" / "profiles" / f"{name}.yaml")
+
+
+def test_the_full_study_has_the_papers_settings() -> None:
+    """Section 3 of the paper and its released configurations, as they stand with the published numbers."""
+    both = {"weight_decay": 1e-3, "dice_weight": 1.0, "ce_weight": 0.25, "mixed_precision": "fp16"}
+    both |= {"schedule": "plateau", "plateau_factor": 0.1, "plateau_patience": 5, "patience": 20}
+    both |= {"epochs": 1000, "scale": "full", "cohort_split": "paper", "evaluate_on": "test", "variants": 5}
+    both |= {"augment": False, "score_size": 512, "variant": "random", "missing": "error"}
+    paper = {"camus-full": (352, 2e-3, 128), "camus-full-cris": (416, 2e-5, 32)}
+    for name, (size, rate, masks) in paper.items():
+        profile = _full(name)
+        assert {key: profile[key] for key in both} == both
+        assert (profile["image_size"], profile["learning_rate"]) == (size, rate)
+        assert abs(3 * profile["batch_size"] - masks) <= 1  # three masks a picture
+
+
+def test_the_profiles_of_the_full_study_differ_in_the_model_alone() -> None:
+    first, second = _full("camus-full"), _full("camus-full-cris")
+    differ = {name for name in first | second if first.get(name) != second.get(name)}
+    assert differ == {"profile", "model", "weights", "image_size", "batch_size", "learning_rate"}
+
+
+def test_the_grid_of_the_full_study_is_the_papers() -> None:
+    from echovlsm.grid import read_grid
+
+    grid = read_grid(ROOT / _full("camus-full")["grid"])
+    assert _full("camus-full-cris")["grid"] == _full("camus-full")["grid"]
+    for name, values in (("clipseg", _full("camus-full")), ("cris", _full("camus-full-cris"))):
+        assert grid.models[name] == {key: values[key] for key in grid.models[name]}
+        cells = [cell for cell in grid.cells if cell.model == name]
+        assert {cell.prompt for cell in cells} == {f"P{level}" for level in range(8)}
+        assert {cell.encoders for cell in cells} == {"unfrozen", "frozen"}
+        assert {c.strategy for c in cells} == {"zeroshot", "synthetic", "real", "synth-PT:real-FT"}
+        assert 42 in {cell.seed for cell in cells}
+
+
+def test_fp16_is_refused_without_a_gpu_and_says_what_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate would train in float32 and say nothing."""
+    from accelerate import PartialState
+
+    PartialState()
+    for kind, refused in (("cpu", True), ("cuda", False)):
+        monkeypatch.setitem(PartialState._shared_state, "device", torch.device(kind))
+        for precision in ("no", "bf16", "fp16"):
+            if refused and precision == "fp16":
+                with pytest.raises(RunError, match=r"mixed_precision: fp16 needs a GPU.*choose bf16.*or no"):
+                    check_precision(precision)
+            else:
+                check_precision(precision)
 
 
 def test_shared_parameters_have_the_same_default_everywhere() -> None:

@@ -5,15 +5,19 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 from skimage.draw import polygon2mask
+from skimage.morphology import convex_hull_image
 
 from echovlsm import STRUCTURES
 from echovlsm.shapes import (
     SHAPES,
     ShapeError,
+    _hull,
     ask_shape,
     box_picture,
+    describe_shape,
     load_vqa,
     name_shape,
     name_shapes,
@@ -68,6 +72,75 @@ def test_a_ragged_outline_does_not_change_the_name(name, stretch):
         ragged = gaussian_filter(clean.astype(float), 1) + 0.25 * noise / noise.std() > 0.5
         assert (ragged != clean).sum() > 20
         assert name_shape(ragged) == name
+
+
+def plain_fits(mask, spacing=None):
+    """The plain way: scikit-image's hull, every pixel a point, every template a picture."""
+    from echovlsm.shapes import _GRID
+
+    mask = mask[ndimage.find_objects(mask.astype(int))[0]]
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    hull = convex_hull_image(mask, include_borders=True) if min(mask.shape) > 2 else mask
+    points = np.argwhere(hull).astype(float)
+    scale = np.ones(2) if spacing is None else np.asarray(spacing)
+    variance = (np.cov(points.T, bias=True) + np.eye(2) / 12) * np.outer(scale, scale)
+    lengths, axes = np.linalg.eigh(variance)
+    line = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * 3
+    grid = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    where = np.rint((grid * np.sqrt(lengths)) @ axes.T / scale + points.mean(axis=0)).astype(int)
+    inside = ((where >= 0) & (where < hull.shape)).all(axis=1)
+    found = np.zeros(len(grid), bool)
+    found[inside] = hull[tuple(where[inside].T)]
+
+    def best(sides, inradius):
+        overlaps = []
+        for turn in np.deg2rad(np.arange(0, 360 / sides, 3)):
+            angles = turn + 2 * np.pi * np.arange(sides) / sides
+            template = (grid @ np.stack([np.cos(angles), np.sin(angles)])).max(axis=1) <= inradius
+            overlaps.append((template & found).sum() / (template | found).sum())
+        return max(overlaps)
+
+    disc = (grid**2).sum(axis=1) <= 4
+    return {
+        "ellipse": (disc & found).sum() / (disc | found).sum(),
+        "rectangle": best(4, np.sqrt(3)),
+        "triangle": best(3, np.sqrt(2)),
+    }, np.sqrt(lengths[1] / lengths[0])
+
+
+def blobs(count):
+    """Masks of every raggedness: thresholded noise, which has islands, holes and thin parts."""
+    rng = np.random.default_rng(5)
+    for _ in range(count):
+        noise = gaussian_filter(rng.normal(size=rng.integers(4, 120, 2)), rng.uniform(0, 6))
+        mask = noise > np.quantile(noise, rng.uniform(0.3, 0.95))
+        if mask.any():
+            yield mask
+
+
+def test_the_hull_is_that_of_scikit_image():
+    compared = 0
+    for mask in blobs(150):
+        parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+        mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+        mask = mask[ndimage.find_objects(mask.astype(int))[0]]
+        if min(mask.shape) > 2:
+            np.testing.assert_array_equal(_hull(mask), convex_hull_image(mask, include_borders=True))
+            compared += 1
+    assert compared > 100
+
+
+def test_fits_are_those_of_the_plain_way(phantom_frames):
+    from echovlsm.cohort import load_labels
+
+    hearts = [load_labels(row) == k for _, row in phantom_frames[:6].iterrows() for k in STRUCTURES]
+    for mask, spacing in [*((mask, None) for mask in hearts), *((mask, (0.3, 0.5)) for mask in hearts[:3])]:
+        fits, ratio = plain_fits(mask, spacing)
+        family, found_ratio, found = describe_shape(mask, spacing)
+        assert found == pytest.approx(fits, abs=1e-6)
+        assert found_ratio == pytest.approx(ratio)
+        assert family == max(fits, key=fits.__getitem__)
 
 
 def test_small_islands_are_ignored_and_arches_are_named_by_their_outside():
@@ -167,6 +240,34 @@ def test_an_absent_structure_is_an_error_or_left_out(cohort):
         name_shapes(cohort, progress=False)
     table = name_shapes(cohort, missing="omit", progress=False)
     assert table["shape"].notna().tolist() == [True] * 5 + [False]
+
+
+def test_processes_change_no_name(phantom_frames, monkeypatch):
+    monkeypatch.setenv("ECHOVLSM_CACHE", "")
+    monkeypatch.setattr("echovlsm.shapes._FEW", 1)
+    monkeypatch.setattr("echovlsm.shapes._CHUNK", 2)
+    one, two = (name_shapes(phantom_frames, progress=False, workers=n) for n in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+    assert list(one["patient"].unique()) == list(phantom_frames["patient"].unique())
+
+
+def test_what_one_process_finds_wrong_is_said(phantom_frames, tmp_path, monkeypatch):
+    from echovlsm.cohort import load_image, load_labels, read_cohort, write_cohort
+
+    monkeypatch.setenv("ECHOVLSM_CACHE", "")
+    monkeypatch.setattr("echovlsm.shapes._FEW", 1)
+    monkeypatch.setattr("echovlsm.shapes._CHUNK", 2)
+    rows = [
+        {**row[["patient", "view", "phase", "split"]], "image": load_image(row), "labels": load_labels(row)}
+        for _, row in phantom_frames.iterrows()
+    ]
+    rows[9]["labels"][rows[9]["labels"] == 2] = 0
+    cohort = read_cohort(write_cohort(tmp_path / "without", rows, {"name": "without", "kind": "phantom"}))
+    place = " ".join(rows[9][key] for key in ("patient", "view", "phase"))
+    with pytest.raises(ShapeError, match=f"{place} myocardium: the mask is empty.*omit"):
+        name_shapes(cohort, progress=False, workers=2)
+    table = name_shapes(cohort, missing="omit", progress=False, workers=2)
+    assert np.flatnonzero(table["shape"].isna()).tolist() == [9 * 3 + 1]
 
 
 def test_a_model_is_asked_the_papers_question(cohort):
@@ -288,9 +389,9 @@ def test_a_chat_model_is_told_the_five_names_and_read_without_its_prompt(monkeyp
             assert words["text"].endswith("circle, triangle, oval, square, rectangle.")
             return [{"input_text": text, "generated_text": "Square"}]
 
-    monkeypatch.setattr(transformers, "pipeline", lambda task, model: Pipe())
+    monkeypatch.setattr(transformers, "pipeline", lambda task, model, **_: Pipe())
     monkeypatch.setattr(
-        transformers.AutoConfig, "from_pretrained", lambda model: SimpleNamespace(architectures=["Chat"])
+        transformers.AutoConfig, "from_pretrained", lambda model, **_: SimpleNamespace(architectures=["Chat"])
     )
     mask = np.zeros((100, 80), bool)
     mask[30:50, 20:60] = True

@@ -35,6 +35,19 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights"
 
 
+def test_sources_are_limited_by_patient_and_validation_in_proportion(phantom_frames: pd.DataFrame) -> None:
+    there = phantom_frames.groupby("split")["patient"].nunique()
+    few = study.limit_sources(phantom_frames[phantom_frames["split"] != "test"], 2, seed=3)
+    kept = few.groupby("split")["patient"].nunique()
+    assert kept["train"] == 2
+    assert kept["val"] == max(1, round(there["val"] * 2 / there["train"]))
+    whole = phantom_frames[phantom_frames["patient"].isin(few["patient"])]
+    assert len(few) == len(whole), "a patient's pictures stay together"
+    assert few.attrs["meta"] == phantom_frames.attrs["meta"]
+    with pytest.raises(ValueError, match=r"source_patients: 9999 of .* 0 takes all"):
+        study.limit_sources(phantom_frames, 9999, seed=3)
+
+
 def test_the_held_out_split_takes_no_part(phantom_frames: pd.DataFrame) -> None:
     work, held_out = study.divide(phantom_frames, "test", 0.0, 0)
     assert set(held_out["split"]) == {"test"}

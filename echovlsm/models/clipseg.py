@@ -11,6 +11,7 @@ A picture is encoded once, however many structures are asked of it (see `CLIPSeg
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from echovlsm import files
 from echovlsm.models import ModelError
 from echovlsm.runs import resolve
 
@@ -128,9 +130,10 @@ class CLIPSeg(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, `model.safetensors`, tokenizer and `preprocessor_config.json` into `folder`."""
-        self.segmenter.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
-        _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
+        with files.room(folder):
+            self.segmenter.save_pretrained(folder, safe_serialization=True)
+            self.tokenizer.save_pretrained(folder)
+            _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
 
     # -- what learns --------------------------------------------------------------------------------
 
@@ -203,12 +206,14 @@ class CLIPSeg(nn.Module):
             raise ModelError(
                 f"pixel_values: {height} x {width} is not square; CLIPSeg's decoder needs a square"
             )
-        layers = [layer + 1 for layer in self.segmenter.config.extract_layers]
+        vision, wanted = self.segmenter.clip.vision_model, self.segmenter.config.extract_layers
         with self._encoder_gradients():
-            outputs = self.segmenter.clip.get_image_features(
-                pixel_values=pixel_values, interpolate_pos_encoding=True, output_hidden_states=layers
-            )
-        return tuple(outputs.hidden_states[layer] for layer in layers)
+            x = vision.pre_layrnorm(vision.embeddings(pixel_values, interpolate_pos_encoding=True))
+            outputs = []
+            for layer in vision.encoder.layers[: max(wanted) + 1]:  # nothing asks for what lies behind
+                x = layer(x, attention_mask=None)
+                outputs.append(x)
+        return tuple(outputs[layer] for layer in wanted)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Conditional embeddings (N, projection_dim) of N prompts (N, L)."""
@@ -221,8 +226,29 @@ class CLIPSeg(nn.Module):
         return (self.encode_text(input_ids, attention_mask),)
 
     def decode(self, activations: Sequence[Tensor], conditional: Tensor) -> Tensor:
-        """Logits (N, h, w) of N pictures' activations under N conditional embeddings."""
-        return self.segmenter.decoder(tuple(activations), conditional).logits
+        """Logits (N, h, w) of B pictures under N = B S conditional embeddings, S in a row for each picture.
+
+        What comes before the prompt enters is computed once a picture.
+        """
+        decoder = self.segmenter.decoder
+        each = len(conditional) // len(activations[0])
+
+        def rows(x: Tensor) -> Tensor:
+            return x.repeat_interleave(each, dim=0) if each > 1 else x
+
+        x = None
+        steps = zip(reversed(activations), decoder.layers, decoder.reduces, strict=True)
+        for number, (activation, layer, reduce) in enumerate(steps):
+            reduced = reduce(activation)
+            if number > decoder.conditional_layer:
+                reduced = rows(reduced)
+            x = reduced if x is None else reduced + x
+            if number == decoder.conditional_layer:
+                x = decoder.film_mul(conditional)[:, None] * rows(x) + decoder.film_add(conditional)[:, None]
+            x = layer(x, attention_mask=None)
+        side = math.isqrt(x.shape[1] - 1)
+        places = x[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return decoder.transposed_convolution(places).squeeze(1)
 
     def forward(
         self,
@@ -252,8 +278,7 @@ class CLIPSeg(nn.Module):
         size = pixel_values.shape[-2:]
         if features is not None:
             activations, (conditional,) = features
-            repeated = [value.repeat_interleave(input_ids[0, ..., 0].numel(), dim=0) for value in activations]
-            return _to_size(self.decode(repeated, conditional), size).unflatten(0, input_ids.shape[:-1])
+            return _to_size(self.decode(activations, conditional), size).unflatten(0, input_ids.shape[:-1])
         if input_ids.shape[0] != pixel_values.shape[0]:
             raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} pictures")
         activations = self.encode_image(pixel_values)
@@ -265,8 +290,7 @@ class CLIPSeg(nn.Module):
         rows = torch.cat([input_ids.reshape(-1, length), mask.reshape(-1, length)], dim=1)
         distinct, where = torch.unique(rows, dim=0, return_inverse=True)
         conditional = self.encode_text(distinct[:, :length], distinct[:, length:])[where]
-        repeated = [activation.repeat_interleave(prompts, dim=0) for activation in activations]
-        logits = _to_size(self.decode(repeated, conditional), pixel_values.shape[-2:])
+        logits = _to_size(self.decode(activations, conditional), pixel_values.shape[-2:])
         return logits.view(batch, prompts, *logits.shape[-2:])
 
 

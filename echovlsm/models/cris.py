@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
+from echovlsm import files
 from echovlsm.files import read_json
 from echovlsm.models import ModelError
 from echovlsm.models.cris_clip import CLIP
@@ -122,8 +122,8 @@ class CRIS(nn.Module):
         for file in ("config.json", "model.safetensors"):
             if not (folder / file).is_file():
                 raise ModelError(
-                    f"weights: {folder} has no {file}; give a folder in Hugging Face layout. An original "
-                    "CRIS or CLIP file goes through CRIS.from_checkpoint or CRIS.from_clip first"
+                    f"weights: {folder} has no {file}; give a folder in Hugging Face layout. Of an original "
+                    "CRIS or CLIP file `python -m echovlsm.models.full_weights convert` makes one"
                 )
         saved = read_json(folder / "config.json", ModelError, "copy the folder again")
         if saved.get("model_type") != "cris":
@@ -210,16 +210,15 @@ class CRIS(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "model.safetensors.partial"
-        partial.write_bytes(save(tensors, metadata={"format": "pt"}))
-        os.replace(partial, folder / "model.safetensors")
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
+        with files.appearing(folder / "model.safetensors") as partial:
+            partial.write_bytes(save(tensors, metadata={"format": "pt"}))
+        with files.room(folder):
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            _write_normalisation(folder, self.image_size, self.image_mean.flatten(), self.image_std.flatten())
         config = {"model_type": "cris", "architectures": ["CRIS"], **asdict(self.config)}
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(partial, folder / "config.json")
+        with files.appearing(folder / "config.json") as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n")
 
     # -- what learns --------------------------------------------------------------------------------
 
@@ -388,6 +387,11 @@ def _folder(weights: str | Path) -> Path:
     folder, weights = resolve(weights), str(weights)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ModelError(
+            f"weights: {weights} is a file; make a folder of it once: "
+            "python -m echovlsm.models.full_weights convert FILE FOLDER"
+        )
     if weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
         raise ModelError(f"weights: the folder {weights} does not exist; give one that does, or a hub id")
     from huggingface_hub import snapshot_download

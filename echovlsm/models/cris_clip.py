@@ -9,6 +9,7 @@ Parameter names are those of the released weights of both.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,24 @@ class Bottleneck(nn.Module):
         return functional.relu(out + self.downsample(x))
 
 
+@lru_cache(maxsize=16)
+def _weights_of_places(grid: int, size: tuple[int, int]) -> Tensor:
+    """What each place of a grid adds to each of `size` places, bicubic: float32 (h w, grid ** 2)."""
+    with torch.inference_mode(False), torch.no_grad():
+        each = torch.eye(grid**2).unflatten(1, (grid, grid))[:, None]
+        return functional.interpolate(each, size=size, mode="bicubic", align_corners=False).flatten(1).T
+
+
 def resize_positions(embedding: Tensor, size: tuple[int, int]) -> Tensor:
     """CLIP's position embedding (1 + g * g, C), its first row left out, as a map (C, h, w); bicubic."""
     grid = round((embedding.shape[0] - 1) ** 0.5)
-    places = embedding[1:].T.unflatten(1, (grid, grid))
-    if size == (grid, grid):
-        return places
-    return functional.interpolate(places[None], size=size, mode="bicubic", align_corners=False)[0]
+    places = embedding[1:]
+    if size != (
+        grid,
+        grid,
+    ):  # as a product: PyTorch is slow at interpolating many channels
+        places = _weights_of_places(grid, size).to(places) @ places
+    return places.T.unflatten(1, size)
 
 
 class AttentionPool2d(nn.Module):

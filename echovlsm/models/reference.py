@@ -11,7 +11,6 @@ begins from random weights and trains in a minute on one core.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, files
 from echovlsm.files import read_json
 from echovlsm.models import ModelError
 from echovlsm.runs import resolve
@@ -152,12 +151,10 @@ class ReferenceUNet(nn.Module):
             "structures": list(STRUCTURES.values()),
         }
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        partial = folder / "model.safetensors.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / "model.safetensors")
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / "config.json")
+        with files.appearing(folder / "model.safetensors") as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        with files.appearing(folder / "config.json") as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     # -- the vision-language models' interface ------------------------------------------------------
 

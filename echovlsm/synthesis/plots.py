@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from echovlsm import figures
 from echovlsm.synthesis.fidelity import Pictures, radial_spectrum, tissue_histograms
@@ -117,6 +118,9 @@ def plot_samplers(trials: pd.DataFrame, drew: tuple[str, int] | None = None) -> 
         axis.annotate(f"{first['steps']} steps", (1 / first["pictures a second"], value), (-8, 6),
                       textcoords="offset points", fontsize=8, ha="right")  # fmt: skip
         axis.set(xscale="log", xlabel="seconds per picture", ylabel="distance to the source")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(name, fontweight="normal")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     table = solver_against_ancestral(trials)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from echovlsm import files
 from echovlsm.synthesis.labels import check_sector_map, from_sector_map, perturbed_maps
 from echovlsm.synthesis.process import SCHEDULERS, make_scheduler, to_pictures
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
@@ -173,6 +173,8 @@ def sample_cohort(
     ------
     LabelMapError, ConditionError, WeightsError, CohortError
         A label map, the weights or a folder cannot be used.
+    echovlsm.files.InUseError, echovlsm.files.FullDiskError
+        Another process draws this cohort; there is no room, and the finished batches are kept.
     ValueError
         There is no picture in `splits`, or the hidden folder holds batches of other settings.
     """
@@ -181,8 +183,7 @@ def sample_cohort(
     from echovlsm.cohort import write_cohort
 
     root = Path(root)
-    if root.exists() and not overwrite:
-        write_cohort(root, [], {"name": root.name, "kind": "synthetic"})  # refuses in its own words
+    _refuse(root, overwrite)
     chosen, settings = _settings(
         frames,
         weights,
@@ -200,8 +201,8 @@ def sample_cohort(
     model = model.to(Accelerator().device, memory_format=torch.channels_last)
     conditions = perturbed_maps(chosen, variants, model.config.image_size, seed)
     work = _work_folder(root)
-    work.mkdir(parents=True, exist_ok=True)
-    with _only_one(work, root):
+    with _working_in(work):
+        _refuse(root, overwrite)  # another process may have drawn it meanwhile
         _same_settings(work, settings)
         batches = range(0, len(conditions), batch_size)
         done = [start for start in batches if _batch_file(work, start).is_file()]
@@ -247,6 +248,13 @@ def sample_cohort(
     return root
 
 
+def _refuse(root: Path, overwrite: bool) -> None:
+    from echovlsm.cohort import write_cohort
+
+    if root.exists() and not overwrite:
+        write_cohort(root, [], {"name": root.name, "kind": "synthetic"})  # refuses in its own words
+
+
 def ensure_cohort(root: str | Path, frames: pd.DataFrame, weights: str | Path, **options: Any) -> bool:
     """Draw a synthetic cohort unless one made from the same source, weights and settings is there.
 
@@ -267,8 +275,10 @@ def ensure_cohort(root: str | Path, frames: pd.DataFrame, weights: str | Path, *
             return False
     # What an interrupted call with other settings left is of no use any more.
     work = _work_folder(root)
-    if (work / "settings.json").is_file() and json.loads((work / "settings.json").read_text()) != asked:
-        shutil.rmtree(work)
+    if (work / "settings.json").is_file():
+        with files.only_one(work):
+            if json.loads((work / "settings.json").read_text()) != asked:
+                shutil.rmtree(work)
     sample_cohort(root, frames, weights, overwrite=root.exists(), **options)
     return True
 
@@ -334,17 +344,16 @@ def _code() -> str:
 
 
 @contextlib.contextmanager
-def _only_one(work: Path, root: Path) -> Iterator[None]:
-    import filelock
-
-    from echovlsm.cohort import CohortError
-
-    lock = filelock.FileLock(work / "lock", timeout=0)
-    try:
-        with lock:
+def _working_in(work: Path) -> Iterator[None]:
+    """Hold the hidden folder; one without a batch goes again, as no other call is to find it."""
+    with files.room(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with files.only_one(work):
+        try:
             yield
-    except filelock.Timeout as error:
-        raise CohortError(f"{root}: another process is drawing it; wait for it") from error
+        finally:
+            if work.is_dir() and not any(work.glob("batch-*.npz")):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _same_settings(work: Path, settings: dict[str, Any]) -> None:
@@ -359,9 +368,8 @@ def _same_settings(work: Path, settings: dict[str, Any]) -> None:
                 f"{settings[other[0]]!r}); draw with the same settings to go on, or delete that folder"
             )
         return
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(settings))
-    os.replace(partial, file)
+    with files.appearing(file) as partial:
+        partial.write_text(json.dumps(settings))
 
 
 def _batch_file(work: Path, start: int) -> Path:
@@ -380,9 +388,8 @@ def _seconds(work: Path) -> float:
 def _save_batch(
     work: Path, start: int, images: np.ndarray, maps: np.ndarray, redraws: np.ndarray, seconds: float
 ) -> None:
-    partial = work / "batch.partial.npz"
-    np.savez(partial, images=images, maps=maps, redraws=redraws, seconds=seconds)
-    os.replace(partial, _batch_file(work, start))
+    with files.appearing(_batch_file(work, start)) as partial, open(partial, "wb") as stream:
+        np.savez(stream, images=images, maps=maps, redraws=redraws, seconds=seconds)
 
 
 def _rows(

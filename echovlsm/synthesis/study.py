@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from echovlsm import files
 from echovlsm.synthesis.fidelity import (
     TISSUES,
     Pictures,
@@ -74,6 +74,38 @@ def divide(
                 f"cohort: no picture with a mask in {name}; set `holdout` or another `evaluate_on`"
             )
     return work, held_out
+
+
+def limit_sources(frames: pd.DataFrame, patients: int, seed: int) -> pd.DataFrame:
+    """Frames of a random part of the training patients, and of as large a share of the validation patients.
+
+    Parameters
+    ----------
+    frames
+        Frames table with the splits train and val.
+    patients
+        Training patients to keep; 0: all.
+    seed
+        As in `echovlsm.strategies.limit_patients`.
+
+    Raises
+    ------
+    ValueError
+        `patients` is negative or more than there are.
+    """
+    from echovlsm.strategies import limit_patients
+
+    if patients == 0:
+        return frames
+    there = frames.groupby("split")["patient"].nunique()
+    if not 0 < patients <= there["train"]:
+        raise ValueError(
+            f"source_patients: {patients} of {there['train']} training patients cannot be taken; 0 takes all"
+        )
+    share = max(1, round(there["val"] * patients / there["train"]))
+    kept = limit_patients(frames, {"train": patients, "val": share}, seed)
+    kept.attrs = frames.attrs
+    return kept
 
 
 def pictures_of(
@@ -158,7 +190,7 @@ def denoiser_for(
         raise ValueError(f"sdm_start: {start!r} is not known; choose one of {', '.join(STARTS)}")
     if frames is None:
         return resolve(weights)
-    target, partial = folder / "sdm", folder / "sdm.partial"
+    target = folder / "sdm"
     if target.is_dir():
         return target
     shape, schedule = load_denoiser(weights)
@@ -175,7 +207,6 @@ def denoiser_for(
         prediction=schedule.config.prediction_type,
         **{**TRAINING, **settings},
     )
-    shutil.rmtree(partial, ignore_errors=True)
     meta = frames.attrs["meta"]
     source = {
         "name": meta["name"],
@@ -184,9 +215,9 @@ def denoiser_for(
     }
     if start == "weights":
         source |= {f"before_{key}": value for key, value in trained_on(weights).items()}
-    save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
-    history.to_csv(partial / "history.csv", index=False)
-    os.replace(partial, target)
+    with files.appearing(target) as partial:
+        save_denoiser(model, schedule.config.prediction_type, partial, trained_on=source)
+        history.to_csv(partial / "history.csv", index=False)
     shutil.rmtree(folder / "sdm-state")
     return target
 

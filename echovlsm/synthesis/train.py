@@ -158,6 +158,7 @@ def train_diffusion(
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         clock, total, count = time.perf_counter(), 0.0, 0
     bar.close()
+    state.states.end()
     ema.copy_to(bare.parameters())
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     accelerator.free_memory()

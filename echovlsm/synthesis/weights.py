@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echovlsm import files
 from echovlsm.synthesis.process import noise_schedule
 from echovlsm.synthesis.unet import SemanticUNet, SemanticUNetConfig
 
@@ -148,11 +148,11 @@ def save_denoiser(
     if trained_on:
         texts["trained_on.json"] = dict(trained_on)
     for name, values in texts.items():
-        (folder / f"{name}.partial").write_text(json.dumps(values, indent=1) + "\n")
-        os.replace(folder / f"{name}.partial", folder / name)
+        with files.appearing(folder / name) as partial:
+            partial.write_text(json.dumps(values, indent=1) + "\n")
     tensors = {key: value.to(dtype).contiguous().cpu() for key, value in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors.partial")
-    os.replace(folder / "model.safetensors.partial", folder / "model.safetensors")
+    with files.appearing(folder / "model.safetensors") as partial:
+        save_file(tensors, partial)
 
 
 def trained_on(weights: str | Path) -> dict[str, str]:

@@ -1,0 +1,208 @@
+"""Folders of weights of full size: ``python -m echovlsm.models.full_weights --help``.
+
+``random`` writes a CLIPSeg or CRIS of the released size with random weights, to try the way of the full study
+without a download. ``convert`` makes a folder from an original file: a CRIS checkpoint, or CLIP's RN50, on
+which a fresh CRIS is built. The released CLIPSeg, ``CIDAS/clipseg-rd64-refined``, needs neither.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from echovlsm import models
+from echovlsm.models import ModelError
+from echovlsm.models.cris_config import CRISConfig
+
+if TYPE_CHECKING:
+    from transformers import CLIPSegConfig, PreTrainedTokenizerBase
+
+    from echovlsm.models.clipseg import CLIPSeg
+    from echovlsm.models.cris import CRIS
+
+CLIPSEG_SIZE, CRIS_SIZE = 352, 416
+"""Sides in pixels of the pictures for which the two were released."""
+
+ALL_MERGES = 48894
+"""Merges of CLIP's own tokenizer, whose vocabulary has 49,408 tokens."""
+
+TOKENIZER = "data/weights/clipseg-tiny"
+"""A tokenizer that is always here: CLIP's, cut to its most frequent merges."""
+
+
+def clipseg_config() -> CLIPSegConfig:
+    """The configuration of ``CIDAS/clipseg-rd64-refined``: what differs from Transformers' defaults.
+
+    ViT-B/16 at 224 pixels, the decoder reduced to 64 dimensions, transposed convolutions in its head.
+    """
+    from transformers import CLIPSegConfig
+
+    return CLIPSegConfig(
+        vision_config={"patch_size": 16, "image_size": 224},
+        reduce_dim=64,
+        extract_layers=[3, 6, 9],
+        use_complex_transposed_convolution=True,
+    )
+
+
+def random_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> CLIPSeg | CRIS:
+    """A model of the released size with random weights that depend on `seed` alone.
+
+    Parameters
+    ----------
+    name
+        ``clipseg`` (150.7 million parameters, 352 pixels) or ``cris`` (146.8 million, 416 pixels).
+    tokenizer
+        Its words; one that knows fewer tokens than CLIP's leaves rows of the embedding unused.
+    seed
+        Seed of the weights; torch's own generator is left as it was.
+
+    Raises
+    ------
+    ModelError
+        Another name, or a tokenizer with more tokens than the text encoder has rows.
+    """
+    from transformers import CLIPSegForImageSegmentation
+
+    from echovlsm.models.clipseg import CLIPSeg
+    from echovlsm.models.cris import CRIS
+
+    if name not in models.MODELS:
+        raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(models.MODELS)}")
+    rows = CRISConfig().vocab_size
+    if len(tokenizer) > rows:
+        raise ModelError(f"tokenizer: {len(tokenizer)} tokens, but the text encoder has {rows} rows")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "cris":
+            return CRIS(CRISConfig(), tokenizer)
+        config = clipseg_config()
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config.text_config, key, getattr(tokenizer, key))
+        return CLIPSeg(CLIPSegForImageSegmentation(config), tokenizer, image_size=CLIPSEG_SIZE)
+
+
+def read_original(
+    file: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0, config: CRISConfig | None = None
+) -> CRIS:
+    """CRIS from an original file: its own checkpoint, or CLIP's RN50 under a fresh neck and decoder.
+
+    `seed` decides what is fresh; without a `config` it is that of the study.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read safely, or its tensors are neither of the two.
+    """
+    from echovlsm.models.cris import CRIS
+    from echovlsm.models.cris_weights import read_tensors
+
+    if any(key.startswith("backbone.") for key in read_tensors(file)):
+        return CRIS.from_checkpoint(file, config, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CRIS.from_clip(file, config, tokenizer)
+
+
+def read_tokenizer(tokenizer: str | Path = TOKENIZER, merges: Path | None = None) -> PreTrainedTokenizerBase:
+    """CLIP's tokenizer from a folder or hub id, or the whole of it from OpenAI's file of merges.
+
+    Raises
+    ------
+    ModelError
+        The folder, hub id or file is not there.
+    """
+    from transformers import CLIPTokenizer
+
+    from echovlsm.pretraining import build_tokenizer
+    from echovlsm.runs import resolve
+
+    if merges is not None:
+        if not merges.is_file():
+            raise ModelError(f"--merges: {merges} does not exist; give CLIP's bpe_simple_vocab_16e6.txt.gz")
+        return build_tokenizer(merges, ALL_MERGES)
+    folder, remedy = resolve(tokenizer), "a hub id such as openai/clip-vit-base-patch32, or --merges"
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt")):
+        # Transformers would make one that knows no word
+        raise ModelError(f"--tokenizer: {folder} has no tokenizer.json; give another folder, {remedy}")
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder if folder.is_dir() else tokenizer))
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(
+            f"--tokenizer: {tokenizer} cannot be read ({why}); give a folder, {remedy}"
+        ) from error
+
+
+def write_folder(model: CLIPSeg | CRIS, folder: str | Path) -> Path:
+    """Write the model's folder, whole or not at all; where it lies.
+
+    Raises
+    ------
+    ModelError
+        Something is there already.
+    """
+    from echovlsm.runs import resolve
+
+    target = resolve(folder)
+    if target.exists():
+        raise ModelError(f"{target}: is there already; name another folder, or delete it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        model.save_pretrained(partial)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+_Tokenizer = Annotated[str, typer.Option(help="folder or hub id of CLIP's tokenizer")]
+_Merges = Annotated[Path | None, typer.Option(help="instead: CLIP's bpe_simple_vocab_16e6.txt.gz")]
+
+
+@app.command()
+def random(
+    name: Annotated[str, typer.Argument(help="clipseg or cris")],
+    folder: Annotated[Path, typer.Argument(help="folder to write")],
+    tokenizer: _Tokenizer = TOKENIZER,
+    merges: _Merges = None,
+    seed: int = 0,
+) -> None:
+    """Write a model of full size with random weights."""
+    _write(lambda: random_model(name, read_tokenizer(tokenizer, merges), seed), folder)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="original CRIS checkpoint, or CLIP's RN50")],
+    folder: Annotated[Path, typer.Argument(help="folder to write")],
+    tokenizer: _Tokenizer = "openai/clip-vit-base-patch32",
+    merges: _Merges = None,
+    seed: Annotated[int, typer.Option(help="of what RN50 lacks: neck and decoder")] = 0,
+) -> None:
+    """Make a CRIS folder from an original file."""
+    _write(lambda: read_original(file, read_tokenizer(tokenizer, merges), seed), folder)
+
+
+def _write(make, folder: Path) -> None:
+    try:
+        model = make()
+        target = write_folder(model, folder)
+    except ModelError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    millions = sum(value.numel() for value in model.parameters()) / 1e6
+    typer.echo(f"{target}: {model.name}, {millions:.1f} million parameters, {model.image_size} pixels")
+
+
+if __name__ == "__main__":
+    app()
