@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from echovlsm.statistics import (
     epochs_to_reach,
     holm,
     paired_test,
+    summary,
     summary_table,
 )
 
@@ -276,6 +280,155 @@ def test_summary_table_has_the_papers_shape() -> None:
         columns=["model", "strategy", "prompt", "patient", "dice"],
     )
     table = summary_table(scores)
+    assert list(table.columns) == ["P0", "P1"]
+    assert list(table.index.get_level_values("strategy")) == ["zeroshot", "real", "synth-PT:real-FT"]
+    assert table.loc[("clipseg", "real"), "P1"] == "80.00 ± 14.14"
+    assert table.loc[("clipseg", "zeroshot"), "P0"] == "N/A"
+    assert summary_table(scores, percent=False, digits=3).loc[("clipseg", "real"), "P1"] == "0.800 ± 0.141"
+    with pytest.raises(ValueError, match="several kinds of encoders"):
+        summary_table(scores.assign(encoders=["frozen", "unfrozen"] * 4))
+    with pytest.raises(ValueError, match="no column hausdorff"):
+        summary_table(scores, value="hausdorff")
+
+
+def test_summary_counts_what_it_leaves_out() -> None:
+    scores = _scores((1,))
+    scores["hausdorff"] = scores["dice"].where(scores.index % 4 != 0)
+    table = summary(scores, ("model", "strategy"), "hausdorff", resamples=500)
+    assert (table["n"] + table["missing"] == 160).all()
+    assert table["missing"].sum() == len(scores) // 4
+    assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
+    cell = scores[(scores["model"] == "cris") & (scores["strategy"] == "real")]["hausdorff"].dropna()
+    row = table.set_index(["model", "strategy"]).loc[("cris", "real")]
+    assert (row["mean"], row["sd"]) == pytest.approx((cell.mean(), cell.std()))
+
+
+def test_patients_of_two_cohorts_are_not_one() -> None:
+    scores = _scores((1,))
+    other = pd.concat([scores, scores.assign(cohort="camus")], ignore_index=True)
+    assert (summary(other, ("model",), resamples=100)["patients"] == 40).all()
+
+
+def test_the_papers_table_from_the_authors_scores(shared: Path) -> None:
+    """Released per-mask scores of the unfrozen encoders give the paper's printed means and deviations."""
+    with gzip.open(shared / "published" / "scores_per_image.csv.gz") as file:
+        scores = pd.read_csv(file).rename(columns={"legacy_test_patient": "patient", "label": "structure"})
+    scores = scores[scores["model"].isin(["CLIPSeg", "CRIS"])].assign(dice=lambda t: t["dice"] / 100)
+    printed = pd.read_csv(shared / "published" / "paper_tables.csv")
+    printed = printed[printed["encoders"] == "unfrozen"].set_index(["model", "strategy", "prompt"])
+    ours = summary_table(scores)
+    agree = [
+        ours.loc[(model, strategy), prompt] == f"{printed.loc[(model, strategy, prompt), 'dice_mean']:.2f} ± "
+        f"{printed.loc[(model, strategy, prompt), 'dice_sd']:.2f}"
+        for model, strategy in ours.index
+        for prompt in ours.columns
+        if ours.loc[(model, strategy), prompt] != "N/A"
+    ]
+    assert np.mean(agree) > 0.9
+
+
+# --- edges: a change of the module here went unnoticed by the tests above ----------------------------------
+
+
+def _cell(**columns: object) -> pd.DataFrame:
+    return pd.DataFrame({"model": "m", "strategy": "real", "prompt": "P1", "cohort": "c", **columns})
+
+
+def test_bounds_of_what_is_a_probability() -> None:
+    for level in (0, 1):
+        with pytest.raises(ValueError, match="level"):
+            bootstrap_interval([0.1, 0.2], level=level)
+    assert holm([0.0, 1.0]) == pytest.approx([0, 1])
+    for wrong in ([-0.01], [1.01], [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match="p_values"):
+            holm(wrong)
+
+
+def test_two_groups_are_enough_for_an_interval_and_each_value_needs_one() -> None:
+    assert bootstrap_interval([1.0, 1.0, 3.0], ["a", "a", "b"], resamples=400) == (1.0, 3.0)
+    with pytest.raises(ValueError, match="groups: 2 labels for 3 values"):
+        bootstrap_interval([1.0, 1.0, 3.0], ["a", "b"])
+    for wrong in ([], [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match="values: one dimension"):
+            bootstrap_interval(wrong)
+    with pytest.raises(ValueError, match="values: 1 of 2"):
+        bootstrap_interval([0.1, np.inf])
+
+
+def test_a_wider_level_gives_a_wider_interval_and_the_default_is_95_percent() -> None:
+    values = np.random.default_rng(0).random(30)
+    narrow, usual, wide = (bootstrap_interval(values, level=level) for level in (0.5, 0.95, 0.99))
+    assert wide[0] < usual[0] < narrow[0] < narrow[1] < usual[1] < wide[1]
+    assert bootstrap_interval(values) == usual
+    assert bootstrap_interval(values, statistic="median") != usual
+
+
+def test_a_summary_of_few_values_says_only_what_they_tell() -> None:
+    scores = pd.concat(
+        [
+            _cell(patient=["p", "q"], dice=[0.2, 0.4]),
+            _cell(patient=["p", "q"], dice=[0.6, np.nan]).assign(prompt="P2"),
+            _cell(patient=["p"], dice=[np.nan]).assign(prompt="P3"),
+            _cell(patient=["p"], dice=[0.5]).assign(prompt=None),
+        ],
+        ignore_index=True,
+    )
+    table = summary(scores, "prompt", resamples=200)
+    assert list(table.index) == [0, 1, 2, 3]
+    assert list(table["prompt"])[:3] == ["P1", "P2", "P3"]
+    assert table["prompt"].isna().tolist() == [False, False, False, True]
+    assert table["mean"].tolist() == pytest.approx([0.3, 0.6, np.nan, 0.5], nan_ok=True)
+    assert table["sd"].tolist() == pytest.approx([np.sqrt(0.02), np.nan, np.nan, np.nan], nan_ok=True)
+    assert table["n"].tolist() == [2, 1, 0, 1]
+    assert table["missing"].tolist() == [0, 1, 1, 0]
+    assert table["patients"].tolist() == [2, 1, 0, 1]
+    assert table["low"].isna().tolist() == [False, True, True, True]
+    assert (table["low"][0], table["high"][0]) == (0.2, 0.4)
+    with pytest.raises(ValueError, match="no column patient"):
+        summary(scores.drop(columns="patient"), "prompt")
+    with pytest.raises(ValueError, match="the table is empty"):
+        summary(scores[:0], "prompt")
+
+
+def test_values_of_a_category_that_do_not_occur_make_no_cells() -> None:
+    scores = _scores((1,))
+    kinds = {name: pd.CategoricalDtype([*scores[name].unique(), "never"]) for name in ("model", "prompt")}
+    named = scores.astype(kinds)
+    assert len(summary(named, ("model", "prompt"), resamples=50)) == 4
+    assert len(compare(named, "real", "synthetic", resamples=50)) == 4
+    assert summary_table(named, ("model", "strategy")).shape == (4, 2)
+
+
+def test_strategies_stand_in_the_papers_order_and_all_else_in_the_alphabets() -> None:
+    order = ["zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint"]
+    scores = pd.concat(
+        [_cell(patient=["p", "q"], dice=[0.5, 0.6]).assign(strategy=name) for name in sorted(order)]
+    )
+    assert list(summary(scores, "strategy", resamples=50)["strategy"]) == order
+    table = summary_table(scores, "strategy")
+    assert list(table.index) == order
+    assert table.loc["real", "P1"] == "55.00 ± 7.07"
+    turned = summary_table(scores, "prompt", "strategy", percent=False, digits=3)
+    assert list(turned.columns) == order
+    assert turned.loc["P1", "joint"] == "0.550 ± 0.071"
+
+
+def test_a_cell_of_one_mask_has_no_spread_and_encoders_may_be_columns() -> None:
+    one = _cell(patient=["p"], dice=[0.5], encoders="frozen")
+    assert summary_table(one).loc[("m", "real"), "P1"] == "50.00"
+    both = pd.concat([one, one.assign(encoders="unfrozen", dice=0.75)])
+    by_encoders = summary_table(both, ("model",), "encoders")
+    assert by_encoders.loc["m"].tolist() == ["50.00", "75.00"]
+    assert len(summary_table(both, ("model", "encoders"))) == 2
+    assert summary_table(one.assign(dice=np.nan)).loc[("m", "real"), "P1"] == "N/A"
+    with pytest.raises(ValueError, match="the table is empty"):
+        summary_table(one[:0])
+
+
+def test_a_comparison_has_its_columns_in_order_and_its_rows_numbered() -> None:
+    scores = _scores((1, 2)).query("model == 'cris'")
+    table = compare(scores, "real", "synthetic", "prompt", resamples=50)
+    assert list(table.index) == [0, 1]
     expected = "prompt a b masks patients seeds mean_a mean_b difference low high seed_sd p_mask p_mask_holm "
     expected += "effect_mask p_patient p_patient_holm effect_patient"
     assert " ".join(table.columns) == expected
