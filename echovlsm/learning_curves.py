@@ -237,12 +237,10 @@ class Study:
     @torch.no_grad()
     def dice(self, model: nn.Module, rows: np.ndarray) -> np.ndarray:
         """Dice float (N, S) of scored pictures `rows`, at `score_size`; both empty counts as 1."""
-        from torch.utils.data import Subset
-
         from echovlsm.scoring import to_mask
         from echovlsm.training import predict
 
-        logits = predict(model, Subset(self._test, rows.tolist()))
+        logits = predict(model, self._test, rows=rows.tolist())
         found = []
         for answer, row in zip(logits, rows, strict=True):
             truth = self._truth[row][None] == torch.arange(1, len(answer) + 1)[:, None, None]

@@ -88,9 +88,15 @@ def main(
 
 
 def comparable(study: Study, wanted: Sequence[Run]) -> list[Run]:
-    """The finished runs whose number of patients and seed every pretraining has: means compare like."""
+    """The finished runs whose number of patients and seed every pretraining has: means compare like.
+
+    A pretraining on several cohorts together may be behind the others; its rows then count fewer seeds.
+    """
     made = [one for one in wanted if (study.folder / one.file).is_file()]
-    lacking = {(one.patients, one.seed) for one in wanted if one not in made and one.pretraining != LONGER}
+    behind = {LONGER, *(name for name, paths in study.plan.pretraining.items() if len(paths) > 1)}
+    lacking = {
+        (one.patients, one.seed) for one in wanted if one not in made and one.pretraining not in behind
+    }
     return [one for one in made if (one.patients, one.seed) not in lacking]
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, Subset
 from tqdm import tqdm
 
 from echovlsm import files
@@ -296,9 +296,16 @@ def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[flo
     return float(torch.cat(losses).mean()), float(torch.cat(dices).mean())
 
 
-def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress: bool = False) -> Tensor:
+def predict(
+    model: nn.Module,
+    triplets: Triplets,
+    batch_size: int = 32,
+    progress: bool = False,
+    rows: Sequence[int] | None = None,
+) -> Tensor:
     """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order.
 
+    `rows` picks some of the pictures, by place.
     At most `batch_size` pictures at a time; fewer on a processor where they are large, as maps that leave its
     caches cost time.
     """
@@ -309,11 +316,10 @@ def predict(model: nn.Module, triplets: Triplets, batch_size: int = 32, progress
         batch_size = min(batch_size, max(1, CACHED_PIXELS // model.image_size**2))
     model = model.to(device).eval()
     features = encode(model, triplets) or encode_prompts(model, triplets)
+    chosen = triplets if rows is None else Subset(triplets, list(rows))
     parts = []
     with torch.inference_mode():
-        for batch in tqdm(
-            DataLoader(triplets, batch_size=batch_size), desc="predicting", disable=not progress
-        ):
+        for batch in tqdm(DataLoader(chosen, batch_size=batch_size), desc="predicting", disable=not progress):
             inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
             parts.append(_logits(model, model, inputs, features).float().cpu())
     return torch.cat(parts)  # outside, so that it is a tensor like any other
