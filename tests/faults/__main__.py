@@ -59,7 +59,7 @@ def main() -> int:
                 {k: v for k, v in row.items() if v not in ("", None)},
                 flush=True,
             )
-        _keep(options.out, PARTS[part], stage, made, options.seed, platform=platform.platform())
+        _keep(options.out, PARTS[part], stage, made, options.seed, system=platform.system())
     if options.place is None:
         shutil.rmtree(place)
     print(f"{bad} wrong" if bad else "everything came out the same")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -60,12 +61,16 @@ def pairs(
             **{name: _outcome(one) for name, one in zip(("first", "second"), said, strict=True)},
             "half_written": "; ".join(stage.half_written(parts, reference.results)),
             "equal": equal,
-            "said": " | ".join(
-                one["message"].replace(str(folder), "FOLDER") for one in said if "error" in one
-            ),
+            "said": " | ".join(_told(one["message"], folder) for one in said if "error" in one),
         }
         for left in place.glob(f"pair-{number}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _told(message: str, folder: Path) -> str:
+    """A message without what is this machine's and this moment's."""
+    message = re.sub(r"process \d+ on \S+ \(since [^)]*\)", "process N on HOST (since TIME)", message)
+    return re.sub(r"partial-\w+", "partial-X", message.replace(str(folder), "FOLDER"))
 
 
 def _outcome(said: dict[str, Any]) -> str:
