@@ -29,6 +29,8 @@ import numpy as np
 import pandas as pd
 
 from echovlsm import cohort_check as disk
+from echovlsm import cohort_files
+from echovlsm.cohort_files import CohortError
 from echovlsm.cohort_write import write_cohort
 from echovlsm.synthesis import released
 
@@ -48,7 +50,6 @@ __all__ = [
     "write_cohort",
 ]
 
-CohortError = disk.CohortError
 CohortWarning = disk.CohortWarning
 PROBLEMS, KINDS = disk.PROBLEMS, disk.KINDS
 
@@ -186,7 +187,7 @@ def load_image(row: Any) -> np.ndarray:
     CohortError names the file if it is missing, broken, or holds anything but whole numbers in 0-255.
     """
     path = Path(_field(row, "image"))
-    return released.decode_png(path) if path.suffix == ".png" else disk.decode(path, 255)
+    return released.decode_png(path) if path.suffix == ".png" else cohort_files.decode(path, 255)
 
 
 def load_labels(row: Any) -> np.ndarray:
@@ -199,7 +200,9 @@ def load_labels(row: Any) -> np.ndarray:
         raise CohortError(
             f"{_field(row, 'image')}: this picture has no mask; leave out rows whose labels is NA"
         )
-    return released.labels_of(row, _field) if str(labels).endswith(".png") else disk.decode(Path(labels), 3)
+    if str(labels).endswith(".png"):
+        return released.labels_of(row, _field)
+    return cohort_files.decode(Path(labels), 3)
 
 
 def cohort_hash(root_or_frames: str | os.PathLike[str] | pd.DataFrame) -> str:
@@ -214,7 +217,7 @@ def cohort_hash(root_or_frames: str | os.PathLike[str] | pd.DataFrame) -> str:
     for row in frames.sort_values(["patient", "view", "phase"]).itertuples():
         image = Path(row.image)
         paths = [image] + ([] if pd.isna(row.labels) else [Path(row.labels)])
-        paths += [disk.mhd_data_file(path)[0] for path in paths if path.suffix == ".mhd"]
+        paths += [cohort_files.mhd_data_file(path)[0] for path in paths if path.suffix == ".mhd"]
         total.update(f"{row.patient} {row.view} {row.phase} {row.split}".encode())
         cfg = image.with_name(f"Info_{row.view}.cfg")
         for path in [*paths, cfg] if cfg.exists() else paths:

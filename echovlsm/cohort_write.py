@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from echovlsm import PHASES, QUALITIES, SPLITS, VIEWS, __version__, files
+from echovlsm import PHASES, QUALITIES, SPLITS, VIEWS, __version__, cohort_files, files
 from echovlsm import cohort_check as disk
-
-CohortError = disk.CohortError
+from echovlsm.cohort_files import CohortError
 
 _NEEDED = ("patient", "view", "phase", "split", "image", "labels")
 _METADATA = ("sex", "age", "quality", "spacing_y", "spacing_x")
@@ -65,8 +64,7 @@ def write_cohort(
     header = _check_meta(meta)
     table = isinstance(frames_with_arrays, pd.DataFrame)
     rows = frames_with_arrays.to_dict("records") if table else frames_with_arrays
-    with _writable(root), files.room(root):
-        root.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(root.parent, root)
     _recover(root)
     _refuse_existing(root, overwrite)
     with files.room(root), _partial_folder(root) as partial:
@@ -95,17 +93,9 @@ def write_cohort(
     return root
 
 
-@contextmanager
-def _writable(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except files.FullDiskError:
-        raise
-    except OSError as error:
-        raise CohortError(
-            f"{root}: no folder can be made there ({error.strerror}: {error.filename}); choose another "
-            "place, or see to its permissions"
-        ) from error
+def _make_folder(folder: Path, root: Path) -> None:
+    told = f"{root}: no folder can be made there"
+    files.make_folder(folder, CohortError, told, "choose another place")
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
@@ -146,8 +136,7 @@ def _partial_folder(root: Path) -> Iterator[Path]:
 
     for _ in range(10):
         partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
-        with _writable(root), files.room(root):
-            partial.mkdir()
+        _make_folder(partial, root)
         lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
         # A writer that starts right now may take a folder without a lock for a dead writer's, and remove it.
         with suppress(filelock.Timeout, FileNotFoundError):
@@ -219,7 +208,7 @@ class _Writer:
         quality = known["quality"].capitalize() if known["quality"] else None
         cfg = {"Sex": known["sex"], "Age": known["age"], "ImageQuality": quality, **info}
         for key, value in info.items():
-            pattern, expected = disk.CFG_VALUES.get(key, ("[^\r\n]+", "one line"))
+            pattern, expected = cohort_files.CFG_VALUES.get(key, ("[^\r\n]+", "one line"))
             if ":" in key or not key.isprintable() or not re.fullmatch(pattern, str(value)):
                 raise CohortError(f"info: {key!r} is {value!r}; expected {expected}, and no ':' in the key")
         # both phases share one Info_{view}.cfg; sex and age also agree between the views
@@ -314,5 +303,5 @@ def _nifti_header(shape: tuple[int, int], spacing_y: float | None, spacing_x: fl
     # (x, y) in Fortran order is (H, W) in C order
     image = nibabel.Nifti1Image(np.zeros(shape[::-1], np.uint8), np.diag([-x, -y, 1.0, 1.0]))
     image.header.set_xyzt_units("unknown" if unknown else "mm")
-    image.header["descrip"] = disk.MARK
+    image.header["descrip"] = cohort_files.MARK
     return image.to_bytes()[: -shape[0] * shape[1]]

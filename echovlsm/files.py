@@ -118,6 +118,35 @@ def appearing(target: Path) -> Iterator[Path]:
             raise
 
 
+def make_folder(folder: Path, error: type[Exception], told: str, remedy: str) -> None:
+    """Make a folder, with those above it, unless it is there.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    error
+        Kind of exception to raise.
+    told, remedy
+        What cannot be done, for the message's beginning, and what to do, for its end.
+
+    Raises
+    ------
+    Exception
+        Of the kind `error`: it cannot be made.
+    FullDiskError
+        There is no room.
+    """
+    try:
+        with room(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except FullDiskError:
+        raise
+    except OSError as found:
+        reason = f"{found.strerror}: {found.filename}"
+        raise error(f"{told} ({reason}); {remedy}, or see to its permissions") from found
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
     with appearing(target) as partial:

@@ -294,10 +294,10 @@ def _train(
     looks: dict[int, Callable[[int], None]] | None = None,
 ) -> list[float]:
     """Train `model` in place for `steps` on parts that take turns picture by picture; return the losses."""
-    from echovlsm.training import cosine_rate, make_loss
+    from echovlsm.training import cosine_rate, make_loss, make_optimiser
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    optimiser = make_optimiser(model, plan.learning_rate, plan.weight_decay)
     loss, losses = make_loss(), []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)

@@ -18,16 +18,9 @@ from typing import Any
 import numpy as np
 
 from echovlsm import PHASES, SPLITS, VIEWS, processes
-from echovlsm.phantom_acoustics import (
-    draw_recording,
-    envelope,
-    picture_grid,
-    polar_grid,
-    polar_picture,
-    scan_convert,
-    smooth_field,
-)
+from echovlsm.phantom_acoustics import draw_recording, polar_picture
 from echovlsm.phantom_anatomy import Heart, Tissue, heart_coordinates, hinge_points, make_heart, tissue_map
+from echovlsm.phantom_beam import envelope, picture_grid, polar_grid, scan_convert, smooth_field
 from echovlsm.phantom_patient import Acquisition, Patient, draw_patient
 
 __all__ = [

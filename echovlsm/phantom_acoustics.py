@@ -1,11 +1,8 @@
-"""Acoustics of the phantom: from a map of tissues under the beams to an 8-bit sector picture.
+"""Acoustics of the phantom: from a map of tissues under the beams to grey levels in beam x range coordinates.
 
-The picture is made as an imaging system makes it, in beam x range coordinates. Scatterers are complex
-Gaussian noise whose strength is the tissue's echogenicity; the point-spread function is convolved with it
-(Bamber and Dickinson 1980, "Ultrasonic B-scanning: a computer simulation", Phys Med Biol 25:463-479); the
-envelope of the result is fully developed speckle with Rayleigh statistics, mean/sd = sqrt(pi / (4 - pi)) =
-1.91 (Wagner et al. 1983, "Statistics of speckle in ultrasound B-scans", IEEE Trans Son Ultrason 30:156-163;
-Goodman 2007, "Speckle Phenomena in Optics"). Strengths are in decibel: 0 dB is white at neutral gain.
+`echovlsm.phantom_beam` has the beam itself. What tissues reflect, what the machine and the way to the heart
+add and take away, and the compression to grey levels are here. Strengths are in decibel: 0 dB is white at
+neutral gain.
 """
 
 from collections.abc import Sequence
@@ -13,16 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft, ndimage, sparse
+from scipy import ndimage
 
 from echovlsm.phantom_anatomy import Tissue
-
-RANGES, BEAMS = 352, 176
-"""Samples along a beam (half a millimetre or less) and beams in the sector."""
-ASPECT = 1.22
-"""Width over height of every picture: a sector of 75 degrees fills it, as in CAMUS."""
-RAYLEIGH_RATIO = float(np.sqrt(np.pi / (4 - np.pi)))
-"""Mean over standard deviation of a Rayleigh envelope, 1.913."""
+from echovlsm.phantom_beam import BEAMS, RANGES, envelope, polar_grid, smooth_field
 
 # Echogenicity (dB) and acoustic impedance (arbitrary units; its steps make the specular echoes), per tissue.
 _ECHO = {
@@ -76,136 +67,6 @@ SYSTEMS: dict[str, System] = {
     "medium": System(-53, 8, -20.5, -26, 11, 6.5, 8, 1.15, 0.92, 19.0),
     "poor": System(-50, 9, -17, -21, 14, 8.5, 11, 1.4, 0.84, 21.0),
 }
-
-
-@lru_cache(maxsize=32)
-def polar_grid(opening: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit sector: `x`, `y` (RANGES, BEAMS) for depth 1, and the beam angles (BEAMS,) in radians; float32."""
-    half = np.deg2rad(opening) / 2
-    angles = np.linspace(-half, half, BEAMS, dtype=np.float32)
-    ranges = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)
-    return np.outer(ranges, np.sin(angles)), np.outer(ranges, np.cos(angles)), angles
-
-
-@lru_cache(maxsize=32)
-def picture_grid(opening: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Picture of `size` rows over a sector of depth 1: where each pixel lies.
-
-    Returns `x`, `y` (H, W) for depth 1; `inside` (H, W) bool; `coordinates` (2, inside.sum()), the fractional
-    row and column of the inside pixels in the polar grid.
-    """
-    height, width = picture_shape(size)
-    step = 1.0 / height
-    x, y = np.meshgrid((np.arange(width) - (width - 1) / 2) * step, (np.arange(height) + 0.5) * step)
-    radius, angle, half = np.hypot(x, y), np.arctan2(x, y), np.deg2rad(opening) / 2
-    inside = (radius <= 1) & (np.abs(angle) <= half)
-    rows = radius[inside] * RANGES - 0.5
-    columns = (angle[inside] + half) / (2 * half) * (BEAMS - 1)
-    coordinates = np.stack([rows, columns]).astype(np.float32)
-    return x.astype(np.float32), y.astype(np.float32), inside, coordinates
-
-
-def picture_shape(size: int) -> tuple[int, int]:
-    """(height, width) of a picture of `size` rows."""
-    return size, round(size * ASPECT)
-
-
-def _lateral_sigma(depth: float, opening: int, resolution: float) -> np.ndarray:
-    """Beam width (standard deviation, in beams) against range (RANGES,).
-
-    Diffraction spreads the beam by a constant angle, so its width in millimetres grows with depth; out of
-    focus the 20 mm aperture adds to it.
-    """
-    ranges = (np.arange(RANGES) + 0.5) / RANGES * depth
-    focus = 0.6 * depth
-    width = np.hypot(np.deg2rad(0.68) * ranges, 0.035 * 20 * np.abs(1 - ranges / focus))
-    return (resolution * width / ranges / np.deg2rad(opening) * (BEAMS - 1)).clip(0.3, 12)
-
-
-def envelope(
-    strength: np.ndarray,
-    rng: np.random.Generator,
-    depth: float = 160.0,
-    opening: int = 75,
-    resolution: float = 1.0,
-    coherent: np.ndarray | None = None,
-    looks: int = 1,
-) -> np.ndarray:
-    """Echo envelope of scatterers of amplitude `strength` (RANGES, BEAMS), float32, before any compression.
-
-    Complex Gaussian scatterers x strength (+ a `coherent` specular part), convolved with a Gaussian pulse
-    along the beam and a Gaussian beam profile across it that widens with depth. `depth` in mm, `opening` in
-    degrees, `resolution` a factor on both widths. The filters have unit noise gain: a homogeneous region of
-    strength s has a Rayleigh envelope of mean square 2 s squared. With `looks` above 1 the root of the mean
-    intensity over independent looks is returned: frequency compounding, as scanners do it.
-    """
-    along, across = _transfers(depth, opening, resolution)
-    rows, columns = along.shape[0], across.shape[1]
-    intensity = np.zeros((RANGES, BEAMS), np.float32)
-    for _ in range(looks):
-        noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)
-        noise *= strength
-        if coherent is not None:
-            noise[0] += coherent
-        field = np.zeros((rows, BEAMS), np.complex64)
-        field.real[:RANGES], field.imag[:RANGES] = noise
-        field = _scaled(fft.fft(field, axis=0, overwrite_x=True), along)
-        field = fft.ifft(field, axis=0, overwrite_x=True)[:RANGES]
-        field = _scaled(fft.fft(field, columns, axis=1), across)
-        field = fft.ifft(field, axis=1, overwrite_x=True)[:, :BEAMS]
-        intensity += field.real**2 + field.imag**2
-    return np.sqrt(intensity / looks)
-
-
-def _scaled(field: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """`field` (complex64) times a real `factor`, in place: half the work of a product of complex numbers."""
-    parts = field.view(np.float32).reshape(*field.shape, 2)
-    parts *= factor[..., None]
-    return field
-
-
-@lru_cache(maxsize=8)
-def _transfers(depth: float, opening: int, resolution: float) -> tuple[np.ndarray, np.ndarray]:
-    """Transfer functions of the pulse along the beam (rows, 1) and of the beam across (RANGES, columns)."""
-    rows, columns = fft.next_fast_len(RANGES + 12), fft.next_fast_len(BEAMS + 24)
-    pulse = 0.45 * resolution / (depth / RANGES)
-    along = _gaussian(np.full(1, pulse), rows).T
-    return along, _gaussian(_lateral_sigma(depth, opening, resolution), columns)
-
-
-def _gaussian(sigma: np.ndarray, count: int) -> np.ndarray:
-    """Transfer functions (len(sigma), count) of Gaussians of `sigma` samples, unit noise gain; float32."""
-    frequency = 2 * np.pi * fft.fftfreq(count)
-    transfer = np.exp(-0.5 * (sigma[:, None] * frequency) ** 2)
-    return (transfer / np.sqrt((transfer**2).mean(axis=1, keepdims=True))).astype(np.float32)
-
-
-@lru_cache(maxsize=16)
-def _cosines(count: int, terms: int) -> np.ndarray:
-    """Cosine basis (count, terms)."""
-    return np.cos(np.pi * np.outer((np.arange(count) + 0.5) / count, np.arange(terms)))
-
-
-def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = False) -> np.ndarray:
-    """Smooth random field (RANGES, BEAMS) of unit variance on average, from the lowest cosines; float32.
-
-    Low cosines prevail, or all `terms` weigh the same if `flat`: a grain of one size.
-    """
-    weights = rng.standard_normal(terms, dtype=np.float32) * _falloff(terms, flat)
-    # In double precision, so that pictures do not depend on how a processor or a number of threads sums; in
-    # blocks so small that no BLAS starts threads, which would cost more than the product.
-    blocks = _cosines(RANGES, terms[0]).reshape(-1, 32, terms[0])
-    field = blocks @ weights.astype(np.float64) @ _cosines(BEAMS, terms[1]).T
-    return field.reshape(RANGES, BEAMS).astype(np.float32)
-
-
-@lru_cache(maxsize=32)
-def _falloff(terms: tuple[int, int], flat: bool) -> np.ndarray:
-    """Weights (terms) of the cosines of a smooth field of unit variance, float32."""
-    falloff = 1 / np.hypot(1 + np.arange(terms[0])[:, None], 1 + np.arange(terms[1])[None])
-    if flat:
-        falloff = np.ones_like(falloff)
-    return (falloff / np.sqrt((falloff**2).sum() / 3.5)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -487,44 +348,3 @@ def _shadows(
         strength * np.exp(-(((angles - where) / width) ** 2)) * (1 / (1 + np.exp(-(share - start) / 0.04)))
     )
     return loss
-
-
-def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
-    """Sector picture of `size` rows (uint8 (H, W), black outside) from polar grey levels (RANGES, BEAMS).
-
-    Small pictures are averaged down from a finer one, as a viewer does, so that speckle does not alias.
-    """
-    factor = max(1, -(-192 // size))
-    height, width = picture_shape(size)
-    fine_shape = picture_shape(size * factor)
-    picture = (_scan_weights(opening, size * factor) @ polar.ravel().astype(np.float64)).astype(np.float32)
-    picture = picture.reshape(fine_shape)
-    if factor > 1:
-        picture = picture[:, : fine_shape[1] // factor * factor]
-        picture = picture.reshape(height, factor, -1, factor).mean(axis=(1, 3))
-        missing = width - picture.shape[1]
-        picture = np.pad(picture, ((0, 0), (0, missing))) if missing > 0 else picture[:, :width]
-    return np.rint(picture).astype(np.uint8)
-
-
-@lru_cache(maxsize=32)
-def _scan_weights(opening: int, size: int) -> sparse.csr_array:
-    """Bilinear interpolation from the polar grid to a picture of `size` rows, (H * W, RANGES * BEAMS).
-
-    Every picture of one opening and size has the same weights; pixels outside the sector have none.
-    """
-    inside, coordinates = picture_grid(opening, size)[2:]
-    limits = np.array([[RANGES - 1], [BEAMS - 1]])
-    low = np.floor(coordinates).astype(int)
-    share = coordinates.astype(np.float64) - low
-    rows, columns = (np.clip(np.stack([low, low + 1]), 0, limits)).transpose(1, 0, 2)  # each (2, pixels)
-    (row_share, column_share), pixels = share, np.flatnonzero(inside)
-    weights = [
-        (1 - row_share) * (1 - column_share),
-        (1 - row_share) * column_share,
-        row_share * (1 - column_share),
-        row_share * column_share,
-    ]
-    sources = [rows[i] * BEAMS + columns[j] for i in (0, 1) for j in (0, 1)]
-    values, (at, where) = np.concatenate(weights), (np.tile(pixels, 4), np.concatenate(sources))
-    return sparse.csr_array((values, (at, where)), shape=(inside.size, RANGES * BEAMS))

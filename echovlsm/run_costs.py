@@ -79,9 +79,11 @@ def measure_steps(
         `memory`, bytes. A GPU tells what it held. A CPU cannot, so there it is weights, gradients, AdamW's
         two moments and everything that the backward pass keeps.
     """
+    from echovlsm.training import make_optimiser
+
     kind = device_type()
     model.to(kind)
-    optimiser = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.0)
+    optimiser = make_optimiser(model, learning_rate=0.0, weight_decay=0.0)
     ids, mask = model.tokenize(list(texts[: 3 * max(batches)]))
     rows = []
     for batch in batches:

@@ -426,16 +426,8 @@ class RunFolder:
             model.save_pretrained(partial)
 
     def _make_folder(self) -> None:
-        try:
-            with files.room(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-        except files.FullDiskError:
-            raise
-        except OSError as error:
-            raise RunError(
-                f"run: the folder {self.path} cannot be made ({error.strerror}: {error.filename}); name "
-                "another `run` folder, or see to its permissions"
-            ) from error
+        told = f"run: the folder {self.path} cannot be made"
+        files.make_folder(self.path, RunError, told, "name another `run` folder")
 
     @contextlib.contextmanager
     def _appear(self, name: str) -> Iterator[Path]:

@@ -191,7 +191,9 @@ def notice(folder: Path, file: str) -> tuple[bool, str]:
     if done.returncode == 0:
         return False, ""
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
-    return True, failed.group(1).rpartition("/")[2] if failed else "cannot be imported"
+    if failed is None:  # ended by something else than a test, such as want of memory: no answer
+        raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    return True, failed.group(1).rpartition("/")[2]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from conftest import ROOT, WEIGHTS
 from echovlsm import STRUCTURES, models
 from echovlsm.clinical import ClinicalError, measure
 from echovlsm.cohort import CohortError, CohortWarning, load_image, load_labels, read_cohort, write_cohort
-from echovlsm.cohort_check import RangeError
+from echovlsm.cohort_files import RangeError
 from echovlsm.evaluate import EvaluationError, choose_pictures, kept_run
 from echovlsm.execute import execute
 from echovlsm.explorer import ExplorerError, choose_run, trained_runs

@@ -47,7 +47,7 @@ from echovlsm.published import PublishedError, load_scores
 from echovlsm.published_runs import find_runs
 from echovlsm.real_figures import read_record
 from echovlsm.runs import RunError, RunFolder
-from echovlsm.shapes import ShapeError, load_vqa
+from echovlsm.shapes_vqa import ShapeError, load_vqa
 from echovlsm.synthesis.unet import SemanticUNetConfig
 from echovlsm.synthesis.weights import WeightsError, load_checkpoint, load_denoiser
 from echovlsm.training import fit
@@ -380,7 +380,8 @@ def little_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "notebooks" / "profiles").mkdir(parents=True)
     (root / "_config.yml").write_text("")
     (root / "requirements.lock").write_text("")
-    (root / "echovlsm").mkdir()
+    # A kernel starts in the root: an empty folder of this name would be taken for the package.
+    (root / "echovlsm").symlink_to(ROOT / "echovlsm")
     names = [f"text{number}" for number in range(len(payloads(tmp_path)))]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = new_notebook(metadata={"kernelspec": kernel})

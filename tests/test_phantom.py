@@ -15,8 +15,9 @@ from scipy import ndimage
 from echovlsm import PHASES, QUALITIES, VIEWS, phantom
 from echovlsm import phantom_acoustics as acoustics
 from echovlsm import phantom_anatomy as anatomy
-from echovlsm.phantom_acoustics import BEAMS, RANGES, RAYLEIGH_RATIO, picture_shape
+from echovlsm import phantom_beam as beam
 from echovlsm.phantom_anatomy import heart_coordinates
+from echovlsm.phantom_beam import BEAMS, RANGES, RAYLEIGH_RATIO, picture_shape
 
 SEED = 20
 Frames = dict[tuple[str, str], phantom.Phantom]
@@ -322,7 +323,7 @@ def test_a_frame_does_not_depend_on_the_frames_drawn_before(patients: list[phant
 
 def test_the_number_of_threads_changes_no_field() -> None:
     script = (
-        "import hashlib, numpy as np\nfrom echovlsm.phantom_acoustics import smooth_field\n"
+        "import hashlib, numpy as np\nfrom echovlsm.phantom_beam import smooth_field\n"
         "field = smooth_field(np.random.default_rng(1), (64, 40), flat=True)\n"
         "print(hashlib.sha256(field.tobytes()).hexdigest())"
     )
@@ -340,7 +341,7 @@ def test_the_number_of_threads_changes_no_field() -> None:
 
 
 def test_smooth_fields_are_sums_of_cosines() -> None:
-    field = acoustics.smooth_field(np.random.default_rng(4), (5, 3), flat=True)
+    field = beam.smooth_field(np.random.default_rng(4), (5, 3), flat=True)
     weights = np.random.default_rng(4).standard_normal((5, 3), dtype=np.float32) / np.sqrt(15 / 3.5)
     y, x = (np.arange(RANGES)[:, None] + 0.5) / RANGES, (np.arange(BEAMS)[None] + 0.5) / BEAMS
     expected = sum(
@@ -355,7 +356,7 @@ def test_envelope_is_that_of_filtered_complex_noise() -> None:
     coherent = np.zeros_like(strength)
     coherent[150, 40:120] = 3
     found = phantom.envelope(strength, np.random.default_rng(5), 150, 72, 1.2, coherent, looks=2)
-    along, across = acoustics._transfers(150, 72, 1.2)
+    along, across = beam._transfers(150, 72, 1.2)
     rng, intensity = np.random.default_rng(5), 0
     for _ in range(2):
         noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)
@@ -370,10 +371,10 @@ def test_envelope_is_that_of_filtered_complex_noise() -> None:
 @pytest.mark.parametrize("opening", [66, 75])
 def test_scan_conversion_interpolates_between_beams(opening: int) -> None:
     polar = np.random.default_rng(6).uniform(2, 255, (RANGES, BEAMS)).astype(np.float32)
-    inside, coordinates = acoustics.picture_grid(opening, 256)[2:]
+    inside, coordinates = beam.picture_grid(opening, 256)[2:]
     expected = np.zeros(inside.shape)
     expected[inside] = ndimage.map_coordinates(polar, coordinates, order=1, mode="nearest")
-    found = acoustics.scan_convert(polar, opening, 256)
+    found = beam.scan_convert(polar, opening, 256)
     assert np.abs(found - expected).max() <= 0.5 + 1e-4
 
 

@@ -15,14 +15,11 @@ from echovlsm.shapes import (
     SHAPES,
     ShapeError,
     _hull,
-    ask_shape,
-    box_picture,
     describe_shape,
-    load_vqa,
     name_shape,
     name_shapes,
-    read_answer,
 )
+from echovlsm.shapes_vqa import ask_shape, box_picture, load_vqa, read_answer
 
 
 def corners(name, size, stretch=1.0):

@@ -251,11 +251,18 @@ def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) ->
     return torch.cat(found).numpy()
 
 
-def squared_mmd(first: np.ndarray, second: np.ndarray) -> float:
+def own_kernel(features: np.ndarray) -> float:
+    """Mean of KID's kernel over the pairs of different features (n, D), n at least 2: a term of `squared_mmd`."""
+    values, n = _kernel(features, features), len(features)
+    return float((values.sum() - values.trace()) / (n * (n - 1)))
+
+
+def squared_mmd(first: np.ndarray, second: np.ndarray, second_own: float | None = None) -> float:
     """Unbiased squared maximum mean discrepancy of features (m, D), (n, D) under KID's kernel.
 
     k(x, y) = (x·y / D + 1)³ as in Binkowski et al. 2018 ("Demystifying MMD GANs"); the estimator is that of
-    Gretton et al. 2012 ("A kernel two-sample test"). A negative value is chance.
+    Gretton et al. 2012 ("A kernel two-sample test"). A negative value is chance. `second_own` is `own_kernel`
+    of the second where it is known: of one large set against many small ones it is nearly all the work.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
@@ -263,13 +270,13 @@ def squared_mmd(first: np.ndarray, second: np.ndarray) -> float:
     m, n = len(first), len(second)
     if min(m, n) < 2:
         raise FidelityError(f"features: {m} and {n} pictures; the distance needs two of each")
+    within = own_kernel(first) + (own_kernel(second) if second_own is None else second_own)
+    return float(within - 2 * _kernel(first, second).mean())
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
 
-    own, other = kernel(first, first), kernel(second, second)
-    within = (own.sum() - own.trace()) / (m * (m - 1)) + (other.sum() - other.trace()) / (n * (n - 1))
-    return float(within - 2 * kernel(first, second).mean())
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def kid(

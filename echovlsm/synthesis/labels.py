@@ -163,16 +163,22 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
 def _hull(mask: np.ndarray) -> np.ndarray:
     """Convex hull of a mask's pixel centres."""
     from scipy.spatial import ConvexHull
-    from skimage.draw import polygon
 
     rows = np.flatnonzero(mask.any(axis=1))
     first = mask[rows].argmax(axis=1)
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
     ends = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
-    corners = ends[ConvexHull(ends).vertices]
-    filled = mask.copy()
-    filled[polygon(corners[:, 0], corners[:, 1], mask.shape)] = True
-    return filled
+    hull = ConvexHull(ends)
+    inside = np.zeros(mask.shape, bool)
+    across, columns = np.arange(rows[0], rows[-1] + 1.0), np.arange(mask.shape[1])
+    left, right = np.full(len(across), -np.inf), np.full(len(across), np.inf)
+    # An edge is the line down * row + right * column + offset = 0, negative inside: it bounds each row on one side.
+    for down, along, offset in hull.equations:
+        if abs(along) > 1e-12:
+            bound = -(down * across + offset) / along
+            left, right = (left, np.minimum(right, bound)) if along > 0 else (np.maximum(left, bound), right)
+    inside[rows[0] : rows[-1] + 1] = (columns >= left[:, None] - 1e-6) & (columns <= right[:, None] + 1e-6)
+    return inside
 
 
 # --- perturbation ------------------------------------------------------------

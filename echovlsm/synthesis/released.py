@@ -31,12 +31,12 @@ import numpy as np
 
 from echovlsm import PHASES, VIEWS
 from echovlsm import cohort_check as disk
+from echovlsm.cohort_files import CohortError, RangeError
 from echovlsm.synthesis.labels import from_sector_map
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CohortError = disk.CohortError
 
 ORDERS: tuple[str, ...] = ("camus", "sector")
 STEPS: tuple[float, ...] = (1.0, 51.0, 63.75, 85.0)
@@ -126,7 +126,7 @@ def decode_png(path: Path, grey: bool = False) -> np.ndarray:
             raise CohortError(f"{path}: cannot be read ({type(error).__name__}); copy it again") from error
     if values.ndim == 3:
         if (values != values[..., :1]).any():
-            raise disk.RangeError(f"{path}: a mask in colour; its grey values are needed, export it as grey")
+            raise RangeError(f"{path}: a mask in colour; its grey values are needed, export it as grey")
         values = np.ascontiguousarray(values[..., 0])
     return values
 
@@ -151,7 +151,7 @@ def load_released_labels(path: Path, order: str, step: float) -> np.ndarray:
     values = decode_png(path, grey=True)
     classes = _classes(values, step)
     if classes is None or (order == "camus" and classes.max() > 3):
-        raise disk.RangeError(
+        raise RangeError(
             f"{path}: grey values {_listed(values)} are not those of its folder ({order} order, "
             f"step {step:g}); correct the file, or give read_released(labels=...) if the order was mistaken"
         )
@@ -363,7 +363,7 @@ def _scan_folder(
                 elif deep:
                     _check_mask(file, order, step)
             except CohortError as error:
-                kind = "label out of range" if isinstance(error, disk.RangeError) else "unreadable file"
+                kind = "label out of range" if isinstance(error, RangeError) else "unreadable file"
                 note(kind, patient, file, str(error))
                 usable = False
         if usable and len(set(sizes)) > 1:
@@ -382,7 +382,7 @@ def _check_mask(path: Path, order: str, step: float) -> None:
     load_released_labels(path, order, step)
     shown = order_of(_classes(decode_png(path, grey=True), step))
     if shown not in (None, order):
-        raise disk.RangeError(f"{path}: shows {shown} order, its folder {order} order; sort the masks")
+        raise RangeError(f"{path}: shows {shown} order, its folder {order} order; sort the masks")
 
 
 def labels_of(row: Any, field: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ from echovlsm.synthesis.fidelity import (
     radial_spectrum,
     squared_mmd,
 )
-from echovlsm.synthesis.fidelity_measures import MYOCARDIUM
+from echovlsm.synthesis.fidelity_measures import MYOCARDIUM, own_kernel
 from echovlsm.synthesis.labels import perturbed_maps, source_maps, to_sector_map
 
 if TYPE_CHECKING:
@@ -131,13 +131,14 @@ def pictures_of(
     from echovlsm.cohort import load_image, load_labels
     from echovlsm.triplets import resize_image, resize_labels
 
-    images = np.stack([resize_image(load_image(row), size).numpy() for row in frames.itertuples()])
     labels = np.stack([resize_labels(load_labels(row), size).numpy() for row in frames.itertuples()])
     if source is None or provenance is None:
         patients = frames["patient"].astype(str)
         if frames["cohort"].iloc[0] in _VARIANTS_IN_NAME:
             patients = patients.str.replace(r"_\d+$", "", regex=True)
-        return Pictures(images, source_maps(frames, size).maps, list(patients), labels)
+        found = source_maps(frames, size)
+        return Pictures(found.images, found.maps, list(patients), labels)
+    images = np.stack([resize_image(load_image(row), size).numpy() for row in frames.itertuples()])
     keys = ["patient", "view", "phase"]
     known = provenance.astype(dict.fromkeys(keys, str))
     origins = frames[keys].astype(str).merge(known, on=keys, how="left", validate="1:1")
@@ -354,9 +355,12 @@ class _Distances:
 
     def __init__(self, source: Pictures, features: Callable[[np.ndarray], np.ndarray]) -> None:
         self.features = features
-        found = features(source.images)
-        self.mean, self.sd = found.mean(axis=0), found.std(axis=0) + 1e-9
+        self.mean, self.sd = 0.0, 1.0
         self.source = self.parts(source.images, source.maps)
+        found = self.source["features"]
+        self.mean, self.sd = found.mean(axis=0), found.std(axis=0) + 1e-9
+        self.source["features"] = (found - self.mean) / self.sd
+        self.within = own_kernel(self.source["features"])
 
     def parts(self, images: np.ndarray, maps: np.ndarray) -> dict[str, np.ndarray]:
         """What the measures need, a row a picture."""
@@ -375,7 +379,7 @@ class _Distances:
         snr, other = (values[~np.isnan(values)] for values in (parts["snr"], self.source["snr"]))
         spectrum = parts["spectrum"].mean(axis=0) - self.source["spectrum"].mean(axis=0)
         return (
-            squared_mmd(parts["features"], self.source["features"]),
+            squared_mmd(parts["features"], self.source["features"], self.within),
             float(np.abs(spectrum).mean()),
             float(np.nanmean(grey)),
             float(wasserstein_distance(snr, other)) if len(snr) and len(other) else math.nan,

@@ -19,25 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echovlsm import warm
+
 LIBRARIES: tuple[str, ...] = (
-    "torch.nn.functional",
-    "torch.utils.data",
-    "accelerate.utils",
-    "transformers.models.clipseg.modeling_clipseg",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.clip.tokenization_clip",
-    "transformers.models.vit.image_processing_pil_vit",
+    *warm.LIBRARIES,
     "diffusers.training_utils",
     "diffusers.optimization",
-    "monai.losses",
-    "monai.metrics",
-    "peft",
-    "pandas.io.formats.style",
-    "pyarrow.parquet",
-    "scipy.ndimage",
-    "skimage.measure",
-    "nibabel",
-    "matplotlib.pyplot",
     "nbformat",
     "filelock",
     "echovlsm.evaluate",
