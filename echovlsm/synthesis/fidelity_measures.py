@@ -252,7 +252,7 @@ def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) ->
 
 
 def own_kernel(features: np.ndarray) -> float:
-    """Mean of KID's kernel over the pairs of different features (n, D), n at least 2: a term of `squared_mmd`."""
+    """Mean of KID's kernel over pairs of unequal rows of features (n, D), n >= 2: a term of `squared_mmd`."""
     values, n = _kernel(features, features), len(features)
     return float((values.sum() - values.trace()) / (n * (n - 1)))
 
