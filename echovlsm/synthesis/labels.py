@@ -172,7 +172,7 @@ def _hull(mask: np.ndarray) -> np.ndarray:
     inside = np.zeros(mask.shape, bool)
     across, columns = np.arange(rows[0], rows[-1] + 1.0), np.arange(mask.shape[1])
     left, right = np.full(len(across), -np.inf), np.full(len(across), np.inf)
-    # Edges are lines down * row + along * column + offset = 0, negative inside: each bounds a row on one side.
+    # Edges are lines down * row + along * column + offset = 0, negative inside; each bounds one side.
     for down, along, offset in hull.equations:
         if abs(along) > 1e-12:
             bound = -(down * across + offset) / along
