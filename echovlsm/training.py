@@ -30,7 +30,7 @@ HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice
 SCHEDULES: tuple[str, ...] = ("plateau", "cosine")
 """How the learning rate falls; see `fit`."""
 
-CACHED_PIXELS = 300_000
+CACHED_PIXELS = 350_000
 """Pixels of all pictures that `predict` takes at a time on a processor."""
 
 WARM_UP = 0.03

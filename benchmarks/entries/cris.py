@@ -18,7 +18,7 @@ def run(settings: Settings) -> Iterator[Pair]:
     """Scoring by `training.predict` against one triplet after the other."""
     model = setups.cris(settings).eval()
     other = copy.deepcopy(model)
-    part = setups.triplets(model, 4, view="4CH")
+    part = setups.triplets(model, 8, view="4CH")
     rows = setups.one_by_one(other, setups.batch_of(part))
 
     def run_ours() -> Tensor:
@@ -37,5 +37,5 @@ def run(settings: Settings) -> Iterator[Pair]:
         lambda found, wanted: setups.assert_alike(found, wanted, "logits", 1e-3),
         target=2,
         repeats=settings.repeats(5),
-        note="Four pictures of two patients, twelve triplets with six prompts.",
+        note="Eight pictures of four patients, 24 triplets with six prompts.",
     )

@@ -61,17 +61,15 @@ def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
     count, channels, height, width = x.shape
     out = len(weight)
     down, across = (_taps_of_doubled(side).to(x) for side in (height, width))
-    places = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    down = down.transpose(0, 1).reshape(2 * height, 3 * height)
     across = across.permute(1, 2, 0).reshape(2 * width, 3 * width)
     kernel = weight.flatten(1).T.contiguous().view(channels, 3, 3 * out)
-    result = None
-    for tap in range(3):
-        mixed = places @ kernel[:, tap]
-        lines = across @ mixed.view(count * height, 3 * width, out)
-        lines = lines.view(count, height, -1)
-        rows = down[tap].expand(count, -1, -1)
-        result = rows @ lines if result is None else result.baddbmm_(rows, lines)
-    return result.view(count, 2 * height, 2 * width, out).permute(0, 3, 1, 2)
+    results = []
+    for places in x.permute(0, 2, 3, 1).reshape(count, -1, channels):  # one map at a time stays in the caches
+        mixed = ((places @ kernel[:, tap]).view(height, 3 * width, out) for tap in range(3))
+        lines = torch.cat([across @ one for one in mixed])
+        results.append(down @ lines.view(3 * height, -1))
+    return torch.stack(results).view(count, 2 * height, 2 * width, out).permute(0, 3, 1, 2)
 
 
 class CoordConv(nn.Module):
