@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book grid test bench faults check-latest check-python lab lint clean distclean
+.PHONY: help setup book grid test bench faults coverage check-latest check-python lab lint clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ bench: $(STAMP)  ## time the package against the plain way (BENCH_ARGS="--only s
 
 faults: $(STAMP)  ## kill, fill the disk, start twice, and record what comes of it (FAULT_ARGS="--only pairs")
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults $(FAULT_ARGS)
+
+coverage: $(STAMP)  ## run the tests and record which share of the package's lines they reach
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.covered $(PYTEST_ARGS)
 
 check-latest:  ## run the tests with the newest versions allowed instead of the lock's (TORCH="torch==2.13.0")
 	@test -n "$(PYTHON)" || { echo "No Python found: name one with make check-latest PYTHON=/path/to/python3.11"; exit 1; }

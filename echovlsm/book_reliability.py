@@ -1,7 +1,7 @@
 """What was done to break the project and what came of it, as tables for the book.
 
-`python -m tests.faults`, `python -m tests.mutation` and `make check-latest` write the files of
-`data/results/reliability`; a table of which there is no file says how to make it.
+`python -m tests.faults`, `python -m tests.mutation`, `make coverage` and `make check-latest` write the files
+of `data/results/reliability`; a table of which there is no file says how to make it.
 """
 
 from __future__ import annotations
@@ -117,6 +117,26 @@ def mutations(root: Path) -> str:
     return "\n".join([said, "", *rows])
 
 
+def reached(root: Path) -> str:
+    """Share of the package's lines that the tests reach: of all, and of the modules where it is least."""
+    table = _read(root, "coverage.csv", ("module", "lines", "reached"))
+    if table is None:
+        return _absent("make coverage")
+    about = root / FOLDER / "coverage.yaml"
+    known: dict[str, Any] = read_yaml(about, BookError, _REMEDY) if about.is_file() else {}
+    table = table[table["lines"] > 0]
+    table = table.assign(share=table["reached"] / table["lines"]).sort_values("share", kind="stable")
+    told = (
+        f"{table['reached'].sum() / table['lines'].sum():.1%} of {table['lines'].sum()} lines in "
+        f"{len(table)} modules. Where it is least:"
+    )
+    rows = ["| module | lines | reached |", "| --- | ---: | ---: |"]
+    for row in table.head(8).itertuples():
+        rows.append(f"| {plain(row.module)} | {row.lines} | {row.share:.0%} |")
+    made = f"Made: {str(known.get('date'))[:10]}, commit {known.get('commit')}, tests: {known.get('tests')}."
+    return "\n".join([told, "", *rows, *(["", plain(made)] if known else [])])
+
+
 def latest(root: Path) -> str:
     """The tests with the newest versions, and on other Pythons."""
     file = root / FOLDER / "latest.yaml"
@@ -146,6 +166,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "disks": disks,
     "pairs": pairs,
     "mutations": mutations,
+    "reached": reached,
     "latest": latest,
 }
 """By the name of their marks."""

@@ -170,6 +170,8 @@ def _reliability(root: Path) -> Path:
         "caught": True,
     }
     pd.DataFrame([change, {**change, "caught": False}]).to_csv(folder / "mutations.csv", index=False)
+    (folder / "coverage.csv").write_text("module,lines,reached\na.py,10,5\nb.py,30,30\nnone.py,0,0\n")
+    (folder / "coverage.yaml").write_text(yaml.safe_dump({"commit": "abc", "tests": "all"}))
     run = {"python": "3.13.0", "tests": "all", "passed": 5, "failed": 1, "skipped": 0, "date": "2026-01-01"}
     run |= {"failures": ["tests.test_x::test_y"], "note": "no GPU"}
     (folder / "latest.yaml").write_text(yaml.safe_dump({"newest": run}))
@@ -198,6 +200,8 @@ def test_what_was_done_to_break_it_is_counted(tmp_path: Path) -> None:
     assert "| 3 | 1 | 1 | 1 | 0 | 3 of 3 |" in told["pairs"]
     assert "1 of 2 changed lines were noticed" in told["mutations"]
     assert "a &#60;= b | **no** |" in told["mutations"]
+    assert "87.5% of 40 lines in 2 modules" in told["reached"]
+    assert told["reached"].index("| a.py | 10 | 50% |") < told["reached"].index("| b.py | 30 | 100% |")
     assert "| newest | 3.13.0 | all | 5 | 1 | 0 | 2026-01-01 |" in told["latest"]
     assert "failed is tests.test_x::test_y" in told["latest"]
     assert "| numpy | 2.4.6 | 2.5.0 |" in told["latest"]
@@ -218,6 +222,12 @@ def test_enough_was_killed_and_all_came_out_the_same() -> None:
     assert pairs[["first", "second"]].isin(["worked", "said so"]).all(axis=None)
     assert (pairs[["first", "second"]] == "worked").any(axis=1).all()
     assert pairs["equal"].all()
+
+
+def test_the_tests_reach_nine_of_ten_lines() -> None:
+    """What stands on record; `make coverage` makes it again."""
+    table = pd.read_csv(RELIABILITY / "coverage.csv")
+    assert table["reached"].sum() >= 0.9 * table["lines"].sum()
 
 
 # -- cluster ------------------------------------------------------------------------------------------------
