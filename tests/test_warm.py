@@ -18,8 +18,8 @@ from conftest import ROOT
 from echovlsm import warm
 
 pytestmark = pytest.mark.skipif(not warm.possible(), reason="warm starts need Linux without a GPU")
-# `sndhdr` stands for a slow library: nothing else imports it
-LIBRARIES = ("numpy", "papermill.engines", "ipykernel.kernelapp", "ipykernel.ipkernel", "sndhdr")
+# `tabnanny` stands for a slow library: nothing else imports it
+LIBRARIES = ("numpy", "papermill.engines", "ipykernel.kernelapp", "ipykernel.ipkernel", "tabnanny")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def _answer(path: Path) -> dict:
 
 FACTS = """import json, os, sys, numpy
 print(json.dumps({
-    "warm": "sndhdr" in sys.modules,
+    "warm": "tabnanny" in sys.modules,
     "ours": sorted(name for name in sys.modules if name.startswith("echovlsm")),
     "left": getattr(sys, "left_behind", None),
     "draw": numpy.random.random(),
