@@ -30,8 +30,8 @@ book: $(STAMP)  ## run the whole study (SCALE=demo) and build the book
 grid: $(STAMP)  ## run the grid of notebooks/grids (SCALE=demo), for the tables of notebook 06
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) grid --config scale=$(SCALE)
 
-test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k cohort")
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests, CORES at a time (PYTEST_ARGS="-k cohort")
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n $(CORES) $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## time the package against the plain way (BENCH_ARGS="--only scoring"), on an idle machine
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -40,16 +40,16 @@ faults: $(STAMP)  ## kill, fill the disk, start twice, and record what comes of 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults $(FAULT_ARGS)
 
 coverage: $(STAMP)  ## run the tests and record which share of the package's lines they reach
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.covered $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.covered -n $(CORES) $(PYTEST_ARGS)
 
 check-latest:  ## run the tests with the newest versions allowed instead of the lock's (TORCH="torch==2.13.0")
 	@test -n "$(PYTHON)" || { echo "No Python found: name one with make check-latest PYTHON=/path/to/python3.11"; exit 1; }
 	"$(PYTHON)" -m venv --clear $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" --editable ".[dev]"
-	PATH="$(CURDIR)/$(LATEST)/bin:$$PATH" $(LATEST)/bin/python -m tests.latest newest --note "PyTorch held at $(TORCH)" $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(LATEST)/bin:$$PATH" $(LATEST)/bin/python -m tests.latest newest --note "PyTorch held at $(TORCH)" -n $(CORES) $(PYTEST_ARGS)
 
 check-python: $(STAMP)  ## run the tests on another Python (PYTHON=python3.13 VENV=.venv-313) and record the outcome
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.latest "locked" $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.latest "locked" -n $(CORES) $(PYTEST_ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab notebooks

@@ -19,6 +19,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from tests.latest import describe
+
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "data" / "results" / "reliability"
 WANTED = 0.9
@@ -85,7 +87,7 @@ def main(words: list[str]) -> int:
     about = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": runs.commit(),
-        "tests": " ".join(words) or "all",
+        "tests": describe(words),
     }
     with files.appearing(OUT / "coverage.yaml") as partial:
         partial.write_text(yaml.safe_dump(about, sort_keys=False))

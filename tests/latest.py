@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def differences() -> pd.DataFrame:
         if here != version:
             rows.append({"package": name, "locked": version, "newest": here})
     return pd.DataFrame(rows, columns=["package", "locked", "newest"])
+
+
+def describe(words: Sequence[str]) -> str:
+    """Which tests pytest's `words` choose; how many run at a time chooses nothing."""
+    words = [word for word in words if word not in ("-q", "-v")]
+    if "-n" in words:
+        place = words.index("-n")
+        words = words[:place] + words[place + 2 :]
+    return " ".join(words) or "all"
 
 
 def run_tests(words: list[str]) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def main() -> int:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": runs.commit(),
         "python": platform.python_version(),
-        "tests": " ".join(words) or "all",
+        "tests": describe(words),
         "note": options.note,
     }
     outcome |= run_tests(words)
