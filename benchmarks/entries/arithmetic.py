@@ -253,6 +253,8 @@ def _compiled(settings: Settings) -> Iterator[Pair | Rate]:
         )
         return
     first = time.perf_counter() - clock
+    # In float32 these gradients lie 2e-2 from those in double precision, eager or compiled: no pair of orders
+    # of summation can agree better than that.
     pair = Pair(
         "compiled",
         "tiny CLIPSeg, forward and backward",
@@ -261,7 +263,7 @@ def _compiled(settings: Settings) -> Iterator[Pair | Rate]:
         Side("eager (default)", lambda: one(model), len(part)),
         lambda found, wanted: (
             f"{setups.assert_alike(found[0], wanted[0], 'logits', 1e-3)}, "
-            f"{setups.assert_same_gradients(found[1], wanted[1])}"
+            f"{setups.assert_same_gradients(found[1], wanted[1], 2e-2)}"
         ),
         repeats=settings.repeats(9),
         kind="choice",
@@ -272,4 +274,7 @@ def _compiled(settings: Settings) -> Iterator[Pair | Rate]:
     saved = min(median_of(pair.plain.run, 3)) - min(median_of(pair.ours.run, 3))
     yield Rate("compile-seconds", "compiling that step", "s", [first], better="less")
     steps = first / saved if saved > 0 else float("inf")
-    yield Rate("compile-pays-after", "steps until compiling has paid", "steps", [steps], better="less")
+    note = "" if saved > 0 else "inf: never, a compiled step takes no less."
+    yield Rate(
+        "compile-pays-after", "steps until compiling has paid", "steps", [steps], better="less", note=note
+    )
