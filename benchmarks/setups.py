@@ -178,17 +178,22 @@ def assert_alike(found: Tensor, wanted: Tensor, what: str, tolerance: float) -> 
     return f"{what} equal to {far:.0e}"
 
 
-def assert_same_gradients(
-    found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-3
-) -> str:
-    """The same parameters have gradients, and these are equal as one long vector; in words, how alike.
+def gradients_apart(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """How far apart two sets of gradients are as one long vector, as a share of the length wanted.
 
     What is left of large terms that cancel, such as the gradients of keys' biases, is rounding, so that not
     each tensor can be held against its own length. (A test does so in double precision.)
     """
     assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())[:3]
-    apart = {name: float((found[name] - value).norm()) for name, value in wanted.items()}
-    far = math.hypot(*apart.values()) / math.hypot(*(float(value.norm()) for value in wanted.values()))
-    worst = max(apart, key=apart.__getitem__)
+    apart = (float((found[name] - value).norm()) for name, value in wanted.items())
+    return math.hypot(*apart) / math.hypot(*(float(value.norm()) for value in wanted.values()))
+
+
+def assert_same_gradients(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-3
+) -> str:
+    """The same parameters have gradients, and these are equal; in words, how alike."""
+    far = gradients_apart(found, wanted)
+    worst = max(wanted, key=lambda name: float((found[name] - wanted[name]).norm()))
     assert far <= tolerance, f"gradients: {far:.1e} apart, more than {tolerance:.0e}, most of all {worst}"
     return f"gradients of {len(wanted)} tensors equal to {far:.0e}"
