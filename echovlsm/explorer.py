@@ -286,7 +286,7 @@ def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
         values = {**record.get("parameters", {}), **record}
         if values.get("model") not in MODELS:  # the reference without words cannot be asked
             continue
-        values |= {"name": run.path.name, "path": str(run.path), "val_dice": record.get("best_val_dice")}
+        values |= {"name": run.path.name, "path": str(run.path), "val_dice": record.get("val_dice")}
         rows.append({name: values.get(name) for name in columns.split()})
     table = pd.DataFrame(rows, columns=columns.split())
     table = table.sort_values("val_dice", ascending=False, kind="stable", ignore_index=True)

@@ -36,7 +36,7 @@ SOURCE_WORDS: dict[str, str] = {"real": "Real picture.", "synthetic": "Synthetic
 """What a joint prompt says of a picture's source, after the paper's own words."""
 
 _LEARNED: tuple[str, ...] = (
-    *("model", "encoders", "prompt", "variant", "missing", "augment", "epochs", "batch_size"),
+    *("model", "encoders", "prompt", "variant", "missing", "augment", "epochs", "keep", "batch_size"),
     *("learning_rate", "weight_decay", "dice_weight", "ce_weight", "schedule", "plateau_factor"),
     *("plateau_patience", "patience", "mixed_precision", "seed", "image_size"),
 )
@@ -82,7 +82,8 @@ def limit_patients(frames: pd.DataFrame, limits: Mapping[str, int], seed: int) -
 def read_target(parameters: Mapping[str, Any]) -> pd.DataFrame:
     """Frames of the target cohort as a training notebook's parameters ask for them.
 
-    Of `parameters` are read: `cohort, cohort_split, holdout, train_patients, val_patients, seed`.
+    Of `parameters` are read: `cohort, cohort_split, holdout, holdout_seed, train_patients, val_patients` and
+    `seed`.
     """
     folder = resolve(parameters["cohort"])
     return divide_target(read_cohort(folder, split=parameters["cohort_split"]), parameters)
@@ -92,7 +93,7 @@ def divide_target(frames: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.Dat
     """The frames of a whole target cohort, as `read_target` divides and limits them."""
     from echovlsm.triplets import hold_out
 
-    frames = hold_out(frames, parameters["holdout"], parameters["seed"])
+    frames = hold_out(frames, parameters["holdout"], parameters["holdout_seed"])
     limits = {"train": parameters["train_patients"], "val": parameters["val_patients"]}
     return limit_patients(frames, limits, parameters["seed"])
 
@@ -149,10 +150,10 @@ def strategy_triplets(
     model: object,
     **options: Any,
 ) -> Triplets:
-    """Triplets to learn from (``train``), to choose the epoch by (``val``) or to score (``test``).
+    """Triplets to learn from (``train``), to look at while training (``val``) or to score (``test``).
 
-    The epoch is chosen by pictures of the kind that is learned from; by target pictures if both kinds are.
-    Scores are always those of target pictures.
+    Looks are at images of the kind that is learned from; at target images if both kinds are. Scores are
+    always those of target images.
 
     Parameters
     ----------
@@ -302,24 +303,24 @@ def pretrained_run(
     history = fit(net, train, check, run / "state", **fit_settings(parameters))
     run.write_table("history.csv", history)
     run.save_weights(merge_lora(net))
-    run.finish(**training_summary(history))
+    run.finish(**training_summary(history, parameters["keep"]))
     run.discard("state")
     return run
 
 
 def fit_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a notebook that `training.fit` takes."""
-    names = "epochs batch_size learning_rate weight_decay dice_weight ce_weight schedule"
+    names = "epochs keep batch_size learning_rate weight_decay dice_weight ce_weight schedule"
     names += " plateau_factor plateau_patience patience mixed_precision seed"
     return {name: parameters[name] for name in names.split()}
 
 
-def training_summary(history: pd.DataFrame) -> dict[str, Any]:
-    """What `run.yaml` tells of a training: epochs, the best one, its validation Dice, minutes."""
-    best = history.loc[history["val_dice"].idxmax()]
+def training_summary(history: pd.DataFrame, keep: str) -> dict[str, Any]:
+    """What `run.yaml` tells of a training: epochs, the one whose weights were kept, its Dice, minutes."""
+    kept = history.loc[history["val_dice"].idxmax()] if keep == "best" else history.iloc[-1]
     return {
         "epochs": len(history),
-        "best_epoch": int(best["epoch"]),
-        "best_val_dice": float(best["val_dice"]),
+        "kept_epoch": int(kept["epoch"]),
+        "val_dice": float(kept["val_dice"]),
         "training_minutes": float(history["seconds"].sum() / 60),
     }

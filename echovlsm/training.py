@@ -1,8 +1,8 @@
 """Training of a vision-language segmentation model on triplets (paper, section 3.2 "Implementation details").
 
 AdamW, reduce on plateau, gradient clipping, early stopping on the validation Dice, Dice + cross-entropy loss.
-Accelerate chooses device, precision and processes. After each epoch the whole state is on disk; a killed run
-continues from the last whole epoch and, with the same thread count, ends with the same history.
+Accelerate chooses device, precision and processes. After each epoch (or look) the whole state is on disk; a
+killed run continues from there and, with the same thread count, ends with the same history.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from echovlsm import files
 from echovlsm.checkpoints import Checkpoints
 from echovlsm.features import Features, encode, encode_prompts
 from echovlsm.runs import check_precision
-from echovlsm.triplets import Triplets
+from echovlsm.triplets import Triplets, whole_batch
 
-HISTORY_COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
+HISTORY_COLUMNS: tuple[str, ...] = (
+    *("epoch", "step", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds"),
+)
 
 
 SCHEDULES: tuple[str, ...] = ("plateau", "cosine")
 """How the learning rate falls; see `fit`."""
+
+KEPT: tuple[str, ...] = ("last", "best")
+"""Whose weights a training leaves; see `fit`."""
 
 CACHED_PIXELS = 350_000
 """Pixels of all pictures that `predict` takes at a time on a processor."""
@@ -37,25 +42,50 @@ WARM_UP = 0.03
 """Share of the steps in which the rate of a cosine schedule rises."""
 
 
-class EpochSampler(Sampler[int]):
-    """A random order that depends on (seed, epoch) alone, so that a resumed epoch repeats itself.
+class Batches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in a random order that depends on the seed alone, round by round.
 
-    Not named `set_epoch`, which Accelerate would call with a counter of its own that starts anew on resuming.
+    A round is an epoch, whose last batch may be smaller; or so many whole batches of one endless row of
+    epochs, so that a step learns from as many images whatever their number. A resumed round repeats itself.
+
+    Parameters
+    ----------
+    length
+        Number of images.
+    batch_size
+        Images a batch.
+    seed
+        Of the order.
+    steps
+        Batches a round; 0: a round is an epoch.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    # Accelerate asks for these two
+    drop_last = False
 
-    def start_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
-        self.epoch = epoch
+    def __init__(self, length: int, batch_size: int, seed: int, steps: int = 0) -> None:
+        self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
+        self.start_round(1)
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+    def start_round(self, number: int) -> None:
+        """Choose the round, from 1 (not named `set_epoch`: Accelerate would call it with its own count)."""
+        self.number = number
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        images = self.steps * self.batch_size or self.length
+        places = range((self.number - 1) * images, self.number * images)
+        orders = {epoch: self._order(epoch + 1) for epoch in {place // self.length for place in places}}
+        row = [
+            (place // self.length + 1, orders[place // self.length][place % self.length]) for place in places
+        ]
+        return iter([row[start : start + self.batch_size] for start in range(0, images, self.batch_size)])
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps or math.ceil(self.length / self.batch_size)
 
 
 def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
@@ -89,6 +119,9 @@ def fit(
     folder: str | Path,
     *,
     epochs: int = 1000,
+    steps: int = 0,
+    look_every: int = 100,
+    keep: str = "last",
     batch_size: int = 16,
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-3,
@@ -104,23 +137,28 @@ def fit(
     seed: int = 42,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train `model` in place, keep its best weights, and return the history.
+    """Train `model` in place and return the history.
 
     Parameters
     ----------
     model
-        Called as ``model(pixel_values (B, 3, H, W), input_ids (B, S, L), attention_mask)``; afterwards it
-        holds the weights of the epoch with the best validation Dice.
+        Called as ``model(pixel_values (B, 3, H, W), input_ids (B, S, L), attention_mask)``.
     triplets, validation
-        Pictures to learn from, and to choose the epoch by.
+        Images to learn from, and to look at after each epoch.
     folder
         Where `history.csv`, the checkpoint and the best weights live. If it holds an interrupted run, that
         run continues.
     epochs, patience, min_delta
         At most `epochs`; stop when the validation Dice has not risen by `min_delta` for `patience` epochs.
+    steps, look_every
+        Where `steps` is not 0: exactly so many optimiser steps of `batch_size` images each, whatever the
+        number of images, with a look at `validation` every `look_every` steps; `epochs` and `patience` are
+        not used.
+    keep
+        Whose weights the model holds in the end: ``last``, or ``best``: those of the best validation Dice.
     schedule
-        ``plateau``, or ``cosine``: step by step from `learning_rate` to zero over `epochs`, after a short
-        rise.
+        ``plateau``, or ``cosine``: step by step from `learning_rate` to zero over `epochs` or `steps`, after
+        a short rise.
     plateau_factor, plateau_patience
         Of ``plateau``: learning rate times `plateau_factor` when the validation Dice stalls for
         `plateau_patience` epochs.
@@ -130,16 +168,17 @@ def fit(
     Returns
     -------
     DataFrame
-        One row an epoch: epoch (from 1), train_loss, val_loss, val_dice (mean over masks, at model size),
-        learning_rate, seconds. On a CPU all but `seconds` repeat exactly at the same seed and thread count,
-        on a GPU up to rounding.
+        One row an epoch, or a look: epoch (number of the row, from 1), step (taken so far), train_loss,
+        val_loss, val_dice (mean over masks, at model size), learning_rate, seconds. On a CPU all but
+        `seconds` repeat exactly at the same seed and thread count, on a GPU up to rounding.
 
     Raises
     ------
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
+        `schedule` or `keep` is not known, a count is below 1, `steps` is no multiple of `look_every`, or the
+        learning rate is negative.
     echovlsm.runs.RunError
         `mixed_precision` is ``fp16``, and there is no GPU.
     echovlsm.files.InUseError
@@ -152,10 +191,16 @@ def fit(
 
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    if keep not in KEPT:
+        raise ValueError(f"keep: {keep!r} is not known; choose one of {', '.join(KEPT)}")
     check_precision(mixed_precision)
-    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+    for name, count in (("epochs", epochs), ("batch_size", batch_size), ("look_every", look_every)):
         if count < 1:
             raise ValueError(f"{name}: {count}; give at least 1")
+    if steps < 0 or steps % look_every:
+        raise ValueError(
+            f"steps: {steps} is no multiple of look_every ({look_every}); give one, or 0 for epochs"
+        )
     if not (math.isfinite(learning_rate) and learning_rate >= 0):
         raise ValueError(f"learning_rate: {learning_rate}; give a number of at least 0")
     folder = Path(folder)
@@ -171,9 +216,11 @@ def fit(
         threshold=min_delta,
         threshold_mode="abs",
     )
-    sampler = EpochSampler(len(triplets), seed)
-    training = DataLoader(triplets, batch_size=batch_size, sampler=sampler)
-    checking = DataLoader(validation, batch_size=batch_size)
+    sampler = Batches(len(triplets), batch_size, seed, look_every if steps else 0)
+    training = DataLoader(triplets, batch_sampler=sampler, collate_fn=whole_batch)
+    checking = DataLoader(validation, batch_size=batch_size, collate_fn=whole_batch)
+    rounds = steps // look_every or epochs
+    patience = rounds if steps else patience
     bare = model
     model, optimiser, training, checking = accelerator.prepare(model, optimiser, training, checking)
     loss = make_loss(dice_weight, ce_weight)
@@ -186,23 +233,22 @@ def fit(
     history, mark, stale = state.load(plateau)
     best = max((row["val_dice"] for row in history), default=-1.0)
     bar = tqdm(
-        total=epochs,
+        total=rounds,
         initial=len(history),
-        desc="epochs",
+        desc="looks" if steps else "epochs",
         disable=not progress or not accelerator.is_main_process,
     )
-    for epoch in range(len(history) + 1, epochs + 1):
+    for number in range(len(history) + 1, rounds + 1):
         if stale >= patience:
             break
         clock = time.perf_counter()
-        triplets.start_epoch(epoch)
-        sampler.start_epoch(epoch)
+        sampler.start_round(number)
         rate = optimiser.param_groups[0]["lr"]
         rates = None
         if schedule == "cosine":
             # a function of the step alone, so that a resumed run needs to remember nothing
-            steps, before = epochs * len(training), (epoch - 1) * len(training)
-            rates = [cosine_rate((before + step + 1) / steps, learning_rate) for step in range(len(training))]
+            total, before = rounds * len(training), (number - 1) * len(training)
+            rates = [cosine_rate((before + step + 1) / total, learning_rate) for step in range(len(training))]
             rate = max(rates)
         train_loss = _train_epoch(
             accelerator, model, bare, training, optimiser, loss, gradient_clip, bar, rates, learned
@@ -211,19 +257,19 @@ def fit(
         if schedule == "plateau":
             plateau.step(val_dice)
         seconds = time.perf_counter() - clock
-        history.append(
-            dict(zip(HISTORY_COLUMNS, (epoch, train_loss, val_loss, val_dice, rate, seconds), strict=True))
-        )
-        if val_dice > best:
+        row = (number, number * len(training), train_loss, val_loss, val_dice, rate, seconds)
+        history.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
+        if keep == "best" and val_dice > best:
             best = val_dice
             state.save_best(bare)
-        # Weights follow the best epoch; stopping asks for more than a rounding above the last mark.
+        # stopping asks for more than a rounding above the last mark
         mark, stale = (val_dice, 0) if val_dice > mark + min_delta else (mark, stale + 1)
         state.save(history, mark, stale, plateau)
         bar.update()
         bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
     bar.close()
-    state.load_best(bare)
+    if keep == "best":
+        state.load_best(bare)
     state.states.end()
     accelerator.free_memory()
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
@@ -319,7 +365,8 @@ def predict(
     chosen = triplets if rows is None else Subset(triplets, list(rows))
     parts = []
     with torch.inference_mode():
-        for batch in tqdm(DataLoader(chosen, batch_size=batch_size), desc="predicting", disable=not progress):
+        loader = DataLoader(chosen, batch_size=batch_size, collate_fn=whole_batch)
+        for batch in tqdm(loader, desc="predicting", disable=not progress):
             inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
             parts.append(_logits(model, model, inputs, features).float().cpu())
     return torch.cat(parts)  # outside, so that it is a tensor like any other

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from echovlsm import STRUCTURES, cache
+from echovlsm.augmentation import augment, draw_change
 from echovlsm.cohort import load_image, load_labels
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -42,7 +43,7 @@ class Triplets(Dataset):
         Seed of that draw and of the augmentation; the draw depends on (seed, epoch, picture) alone, so a
         resumed run sees what an uninterrupted one would have seen.
     augment
-        Random affine and contrast changes of the training pictures (MONAI). The paper trained without.
+        Random affine and contrast changes of the training images. The paper trained without.
     structures
         Label value to the structure's name in `prompts`; by default the three of CAMUS.
 
@@ -73,10 +74,9 @@ class Triplets(Dataset):
         self.frames = frames.reset_index(drop=True)
         self.structures = tuple(structures.values())
         self.values = tuple(structures)
-        self.seed, self.epoch, self.variant = seed, 0, variant
+        self.seed, self.epoch, self.variant, self.augmented = seed, 0, variant, augment
         self._choose_texts(prompts, tokenize)
         self._load(image_size, progress)
-        self._augmentation = _augmentation(image_size) if augment else None
 
     def _choose_texts(self, prompts: pd.DataFrame, tokenize: Tokenize) -> None:
         variants = sorted(prompts["variant"].unique(), key=str)
@@ -117,21 +117,16 @@ class Triplets(Dataset):
         # copied: a memory map is read-only, and pictures are small
         self.images, self.labels = (torch.from_numpy(np.array(found[n])) for n in ("images", "labels"))
 
-    @property
-    def augmented(self) -> bool:
-        """Whether pictures change from epoch to epoch."""
-        return self._augmentation is not None
-
     def start_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose prompts and augmentation are drawn (see `EpochSampler` for the name)."""
+        """Choose the epoch whose prompts and augmentation are drawn where an index names none."""
         self.epoch = epoch
 
     def texts_of(self, index: int) -> list[str]:
-        """The prompts that picture `index` gets in the current epoch, one a structure."""
-        return [str(self.texts[text]) for text in self._draw(index)[0]]
+        """The prompts that image `index` gets in the current epoch, one a structure."""
+        return [str(self.texts[text]) for text in self._draw(self.epoch, index)[0]]
 
-    def _draw(self, index: int) -> tuple[np.ndarray, np.random.Generator]:
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+    def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.random.Generator]:
+        rng = np.random.default_rng((self.seed, epoch, index))
         drawn = rng.integers(0, self.choices.shape[2], len(self.structures))
         return self.choices[index, np.arange(len(self.structures)), drawn], rng
 
@@ -139,26 +134,36 @@ class Triplets(Dataset):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One picture.
+        """One image, as a batch of one without its first axis."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
-        Its index, image uint8 (H, W), text (S,): which of `texts`, input_ids and attention_mask (S, L), and
-        masks float32 (S, H, W).
+    def __getitems__(self, places: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
+        """A batch of B images; a `DataLoader` needs `collate_fn=whole_batch`.
+
+        `places` are indices, or pairs of epoch and index. Index (B,), image uint8 (B, H, W), text (B, S):
+        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W).
         """
-        text, rng = self._draw(index)
-        image, labels = self.images[index], self.labels[index]
-        if self._augmentation is not None:
-            self._augmentation.set_random_state(int(rng.integers(2**31)))
-            changed = self._augmentation({"image": image[None].float(), "labels": labels[None].float()})
-            image = changed["image"][0].clamp(0, 255).round().to(torch.uint8)
-            labels = changed["labels"][0].round().to(torch.uint8)
+        pairs = [place if isinstance(place, tuple) else (self.epoch, place) for place in places]
+        drawn = [self._draw(*pair) for pair in pairs]
+        index = torch.tensor([place for _, place in pairs])
+        text = torch.from_numpy(np.stack([texts for texts, _ in drawn]))
+        images, labels = self.images[index], self.labels[index]
+        if self.augmented:
+            changes = [draw_change(rng, images.shape[-1]) for _, rng in drawn]
+            images, labels = augment(images, labels, changes)
         return {
-            "index": torch.tensor(index),
-            "image": torch.as_tensor(image),
-            "text": torch.as_tensor(text),
+            "index": index,
+            "image": images,
+            "text": text,
             "input_ids": self.input_ids[text],
             "attention_mask": self.attention_mask[text],
-            "masks": torch.stack([labels == value for value in self.values]).float(),
+            "masks": torch.stack([labels == value for value in self.values], dim=1).float(),
         }
+
+
+def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For a `DataLoader`: `Triplets` gives whole batches, there is nothing to collate."""
+    return batch
 
 
 def _files_key(frames: pd.DataFrame) -> str | None:
@@ -182,28 +187,6 @@ def resize_labels(labels: np.ndarray, size: int) -> Tensor:
     """Resize a uint8 (H, W) label map to uint8 (size, size), nearest neighbour (pixel centres)."""
     tensor = torch.from_numpy(np.ascontiguousarray(labels))[None, None].float()
     return functional.interpolate(tensor, size=(size, size), mode="nearest-exact")[0, 0].to(torch.uint8)
-
-
-def _augmentation(size: int):
-    from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandScaleIntensityd
-
-    shift = 0.06 * size
-    return Compose(
-        [
-            RandAffined(
-                keys=("image", "labels"),
-                prob=0.9,
-                rotate_range=0.2,
-                translate_range=(shift, shift),
-                scale_range=(0.12, 0.12),
-                shear_range=(0.08, 0.08),
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            ),
-            RandAdjustContrastd(keys="image", prob=0.5, gamma=(0.7, 1.4)),
-            RandScaleIntensityd(keys="image", prob=0.5, factors=0.2),
-        ]
-    )
 
 
 def make_triplets(

@@ -45,13 +45,20 @@ def synthetic_cohort(phantom_cohort: Path, tmp_path_factory: pytest.TempPathFact
 def parameters(phantom_cohort: Path, synthetic_cohort: Path) -> dict[str, object]:
     """Parameters of notebook 04 for one epoch of the tiny CLIPSeg."""
     data = {"cohort": str(phantom_cohort), "cohort_split": "official", "synthetic": str(synthetic_cohort)}
-    sizes = {"train_patients": 0, "val_patients": 0, "synthetic_patients": 0, "holdout": 0.0}
+    sizes = {
+        "train_patients": 0,
+        "val_patients": 0,
+        "synthetic_patients": 0,
+        "holdout": 0.0,
+        "holdout_seed": 42,
+    }
     model = {"model": "clipseg", "weights": str(WEIGHTS), "encoders": "frozen", "image_size": 32}
     words = {"prompt": "P1", "variant": "random", "missing": "error", "augment": False}
     rates = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.0, "schedule": "plateau"}
     loss = {"dice_weight": 1.0, "ce_weight": 0.25, "plateau_factor": 0.1, "plateau_patience": 2}
     rest = {
         "patience": 2,
+        "keep": "last",
         "mixed_precision": "no",
         "seed": 5,
         "scale": "smoke",

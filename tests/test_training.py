@@ -14,7 +14,7 @@ import torch
 from conftest import WEIGHTS
 
 from echovlsm import models
-from echovlsm.training import HISTORY_COLUMNS, fit, make_loss, predict
+from echovlsm.training import HISTORY_COLUMNS, Batches, fit, make_loss, predict
 from echovlsm.triplets import Triplets, make_triplets
 
 
@@ -29,17 +29,65 @@ def pair(phantom_frames: pd.DataFrame) -> tuple[Triplets, Triplets]:
 OPTIONS = {"epochs": 3, "batch_size": 5, "learning_rate": 1e-3, "seed": 1, "progress": False}
 
 
-def test_training_lowers_the_loss_and_keeps_the_best_weights(pair, tmp_path: Path) -> None:
-    model = models.load("clipseg", WEIGHTS)
-    history = fit(model, *pair, tmp_path, **OPTIONS)
-    assert tuple(history.columns) == HISTORY_COLUMNS
-    assert list(history["epoch"]) == [1, 2, 3]
-    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+def _dice(model: torch.nn.Module, triplets: Triplets) -> float:
     from monai.metrics import compute_dice
 
-    masks = torch.stack([pair[1][index]["masks"] for index in range(len(pair[1]))])
-    dice = compute_dice(predict(model, pair[1]) > 0, masks, ignore_empty=False).mean().item()
-    assert dice == pytest.approx(history["val_dice"].max(), abs=1e-6)
+    masks = torch.stack([triplets[index]["masks"] for index in range(len(triplets))])
+    return compute_dice(predict(model, triplets) > 0, masks, ignore_empty=False).mean().item()
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_training_lowers_the_loss_and_keeps_the_weights_asked_for(pair, tmp_path: Path, keep: str) -> None:
+    model = models.load("clipseg", WEIGHTS)
+    # a rate so high that the last epoch is not the best
+    options = OPTIONS | ({} if keep == "last" else {"learning_rate": 1e-2, "epochs": 4})
+    history = fit(model, *pair, tmp_path, keep=keep, **options)
+    assert tuple(history.columns) == HISTORY_COLUMNS
+    assert list(history["epoch"]) == list(range(1, options["epochs"] + 1))
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+    kept = history["val_dice"].max() if keep == "best" else history["val_dice"].iloc[-1]
+    assert _dice(model, pair[1]) == pytest.approx(kept, abs=1e-6)
+
+
+def test_steps_are_whole_batches_whatever_the_number_of_images(pair, tmp_path: Path) -> None:
+    seen: list[int] = []
+    model = models.load("clipseg", WEIGHTS)
+    forward = model.forward
+
+    def counted(pixel_values, *others, **more):
+        if model.training:
+            seen.append(len(pixel_values))
+        return forward(pixel_values, *others, **more)
+
+    model.forward = counted
+    options = {
+        "steps": 6,
+        "look_every": 2,
+        "batch_size": 5,
+        "schedule": "cosine",
+        "seed": 1,
+        "progress": False,
+    }
+    history = fit(model, *pair, tmp_path, **options)
+    assert seen == [5] * 6
+    assert history["step"].tolist() == [2, 4, 6]
+    with pytest.raises(ValueError, match="steps: 5 is no multiple"):
+        fit(model, *pair, tmp_path, **(options | {"steps": 5}))
+
+
+def test_a_row_of_batches_holds_each_image_once_an_epoch() -> None:
+    batches = Batches(7, 4, seed=3, steps=7)
+    row = [place for batch in batches for place in batch]
+    assert [len(batch) for batch in batches] == [4] * 7
+    assert [epoch for epoch, _ in row] == [epoch for epoch in (1, 2, 3, 4) for _ in range(7)]
+    for epoch in (1, 2, 3, 4):
+        assert sorted(index for number, index in row if number == epoch) == list(range(7))
+    batches.steps = 1
+    parts = []
+    for number in range(1, 8):
+        batches.start_round(number)
+        parts += [place for batch in batches for place in batch]
+    assert parts == row
 
 
 def test_both_halves_of_the_loss_count() -> None:
@@ -87,6 +135,8 @@ def slow(*arguments):
 training._loss_and_logits = slow
 options = dict(epochs=3, batch_size=4, learning_rate=1e-3, seed=1, progress=False) | {more}
 history = training.fit(model, triplets("train"), triplets("val"), sys.argv[1], **options)
+from safetensors.torch import save_file
+save_file(dict(model.state_dict()), sys.argv[1] + "/kept.safetensors")
 history.drop(columns="seconds").to_json(sys.argv[1] + "/final.json", double_precision=15)
 """
 
@@ -104,7 +154,10 @@ def _run(cohort: Path, folder: Path, die: int, **options: float) -> None:
     process.wait(timeout=300)
 
 
-@pytest.mark.parametrize("options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2}])
+STEPS = {"steps": 9, "look_every": 3, "schedule": "cosine"}
+
+
+@pytest.mark.parametrize("options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2}, STEPS])
 def test_a_run_killed_in_mid_epoch_ends_with_the_same_history(
     phantom_cohort: Path, tmp_path: Path, options: dict[str, float]
 ) -> None:
@@ -120,7 +173,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_same_history(
     assert (whole / "final.json").read_text() == (parts / "final.json").read_text()
     from safetensors.torch import load_file
 
-    expected, resumed = (load_file(folder / "best.safetensors") for folder in (whole, parts))
+    expected, resumed = (load_file(folder / "kept.safetensors") for folder in (whole, parts))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from echovlsm import STRUCTURES
+from echovlsm.augmentation import Change, augment, draw_change
 from echovlsm.cohort import load_image, load_labels
 from echovlsm.prompts import make_prompts
 from echovlsm.triplets import Triplets, hold_out, resize_image, resize_labels
@@ -121,3 +122,57 @@ def test_held_out_patients_come_from_training_and_leave_the_rest_alone(phantom_f
     assert hold_out(phantom_frames, 0, seed=0) is phantom_frames
     with pytest.raises(ValueError, match="holdout"):
         hold_out(phantom_frames, 1.5, seed=0)
+
+
+def _changed_by_monai(image: torch.Tensor, labels: torch.Tensor, change: Change) -> list[torch.Tensor]:
+    """One image and its labels, by the transforms that `echovlsm.augmentation` follows."""
+    from monai.transforms import AdjustContrast, Affine, ScaleIntensity
+
+    moved = {"rotate_params": change.rotation, "shear_params": change.shear, "padding_mode": "zeros"}
+    moved |= {"translate_params": change.shift, "scale_params": change.scale, "image_only": True}
+    grey = Affine(**moved, mode="bilinear")(image[None].float())
+    grey = ScaleIntensity(minv=None, maxv=None, factor=change.factor - 1)(AdjustContrast(change.gamma)(grey))
+    found = Affine(**moved, mode="nearest")(labels[None].float())
+    return [values.as_tensor()[0].clamp(0, 255).round().to(torch.uint8) for values in (grey, found)]
+
+
+@pytest.mark.parametrize("size", [48, 63])
+def test_a_batch_is_augmented_as_by_monai(phantom_frames: pd.DataFrame, size: int) -> None:
+    rows = list(phantom_frames.itertuples())
+    images = torch.stack([resize_image(load_image(row), size) for row in rows])
+    labels = torch.stack([resize_labels(load_labels(row), size) for row in rows])
+    changes = [draw_change(np.random.default_rng(number), size) for number in range(len(rows))]
+    assert len({change.gamma for change in changes}) > 3
+    parts = [_changed_by_monai(*one) for one in zip(images, labels, changes, strict=True)]
+    grey, found = augment(images, labels, changes)
+    assert (grey.int() - torch.stack([image for image, _ in parts]).int()).abs().max() <= 1
+    assert (found == torch.stack([label for _, label in parts])).float().mean() >= 0.999
+    unchanged = augment(images, labels, [Change()] * len(rows))
+    assert torch.equal(unchanged[0], images)
+    assert torch.equal(unchanged[1], labels)
+
+
+def test_changes_are_drawn_as_often_and_as_wide_as_said() -> None:
+    changes = [draw_change(np.random.default_rng(seed), 100) for seed in range(2000)]
+    for name, bound, middle, share in (
+        ("rotation", 0.2, 0, 0.9),
+        ("gamma", None, 1, 0.5),
+        ("factor", 0.2, 1, 0.5),
+    ):
+        values = np.array([getattr(change, name) for change in changes])
+        assert np.mean(values != middle) == pytest.approx(share, abs=0.03)
+        if bound:
+            assert 0.95 * bound < np.abs(values - middle).max() <= bound
+    assert 5.7 < np.abs([change.shift for change in changes]).max() <= 6
+
+
+def test_an_augmented_batch_is_made_of_plain_tensors_that_do_not_depend_on_the_batch(
+    phantom_frames: pd.DataFrame,
+) -> None:
+    triplets = make(phantom_frames, augment=True)
+    together = triplets.__getitems__([(2, 0), (1, 3), (2, 5)])
+    assert {type(values) for values in together.values()} == {torch.Tensor}
+    triplets.start_epoch(2)
+    for place, index in ((0, 0), (2, 5)):
+        for name, values in triplets[index].items():
+            assert torch.equal(values, together[name][place]), name

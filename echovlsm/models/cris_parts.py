@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+CACHED_VALUES = 2**21
+"""Values between two products of `convolve_doubled`: small maps share one, large ones keep to the caches."""
+
 
 def conv_block(width_in: int, width_out: int, kernel: int = 1) -> nn.Sequential:
     """Convolution of unchanged size, batch normalisation, ReLU."""
@@ -64,12 +67,14 @@ def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
     down = down.transpose(0, 1).reshape(2 * height, 3 * height)
     across = across.permute(1, 2, 0).reshape(2 * width, 3 * width)
     kernel = weight.flatten(1).T.contiguous().view(channels, 3, 3 * out)
+    at_a_time = max(1, CACHED_VALUES // (9 * height * width * out))
     results = []
-    for places in x.permute(0, 2, 3, 1).reshape(count, -1, channels):  # one map at a time stays in the caches
-        mixed = ((places @ kernel[:, tap]).view(height, 3 * width, out) for tap in range(3))
-        lines = torch.cat([across @ one for one in mixed])
-        results.append(down @ lines.view(3 * height, -1))
-    return torch.stack(results).view(count, 2 * height, 2 * width, out).permute(0, 3, 1, 2)
+    for maps in x.permute(0, 2, 3, 1).split(at_a_time):
+        places = maps.reshape(len(maps), -1, channels)
+        mixed = ((places @ kernel[:, tap]).view(-1, height, 3 * width, out) for tap in range(3))
+        lines = torch.cat([across @ one for one in mixed], dim=1)
+        results.append(down @ lines.view(-1, 3 * height, 2 * width * out))
+    return torch.cat(results).view(count, 2 * height, 2 * width, out).permute(0, 3, 1, 2)
 
 
 class CoordConv(nn.Module):

@@ -252,7 +252,13 @@ def train_segmenter(
     train = make_triplets(learn, "P1", net, augment=True, **options)
     validation = make_triplets(check, "P1", net, variant="0", **options)
     epochs = max(1, round(updates * 16 / len(learn)))
-    settings = {"epochs": epochs, "batch_size": 16, "learning_rate": 3e-3, "plateau_factor": 0.3}
+    settings = {
+        "epochs": epochs,
+        "keep": "best",
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "plateau_factor": 0.3,
+    }
     fit(net, train, validation, folder, **settings, plateau_patience=2, seed=seed, progress=progress)
     shutil.rmtree(folder)
     return net
