@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+EPICARDIUM = "epicardium"
+"""Name of the ventricular cavity and the myocardium together in tables of scores."""
+
 SPLITS: tuple[str, ...] = ("auto", "test", "val", "train", "all")
 """What `choose_pictures` knows."""
 
@@ -131,6 +134,29 @@ def predict_run(run: runs.RunFolder, frames: pd.DataFrame, batch_size: int = 16)
         strategy, "test", asked, [], trained["prompt"], model, variant="0", missing="omit"
     )
     return predict(model.eval(), triplets, batch_size, progress=sys.stderr.isatty())
+
+
+def structure_masks(
+    logits: Tensor, labels: np.ndarray, size: int | None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, predicted and reference mask of each structure of an image, and of the epicardium.
+
+    Parameters
+    ----------
+    logits
+        float (S, h, w), in the order of `echovlsm.STRUCTURES`.
+    labels
+        Reference, uint8 (H, W).
+    size
+        Side of the predicted masks in pixels; None for that of the reference, which always keeps its own.
+
+    The epicardium is the ventricular cavity and the myocardium together: what challenges and cardiologists
+    score where this project, as the paper, scores the ring. It has no part in any mean over structures.
+    """
+    found = to_mask(logits, size or labels.shape).numpy()
+    for mask, (value, name) in zip(found, STRUCTURES.items(), strict=True):
+        yield name, mask, labels == value
+    yield EPICARDIUM, found[0] | found[1], (labels == 1) | (labels == 2)
 
 
 def score_run(

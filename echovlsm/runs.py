@@ -50,7 +50,18 @@ _NOT_COUNTED = {
 }
 # These chapters change no run of a notebook: the published scores, the explorer, real hearts, the costs.
 _CHAPTER = (
-    *("published", "claims", "explorer", "real_", "learning_curves", "clinical", "evaluate"),
+    *(
+        "plan",
+        "queue",
+        "answer",
+        "published",
+        "claims",
+        "explorer",
+        "real_",
+        "learning_curves",
+        "clinical",
+        "evaluate",
+    ),
     "benchmark",
 )
 _CONFIGS = ("config.json", "scheduler_config.json")

@@ -194,10 +194,10 @@ def strategy_triplets(
     chosen = [(frames[frames["split"] == split], word) for frames, word in parts]
     if len(chosen) == 1 and chosen[0][1] is None:
         return make_triplets(chosen[0][0], level, model, **options)
-    return _combine(chosen, level, model, **options)
+    return combine(chosen, level, model, **options)
 
 
-def _combine(
+def combine(
     parts: Sequence[tuple[pd.DataFrame, str | None]],
     level: str,
     model: Any,
@@ -205,7 +205,15 @@ def _combine(
     missing: str = "error",
     **options: Any,
 ) -> Triplets:
-    """Triplets of several cohorts, whose prompts name the source where a word is given."""
+    """Triplets of several frames tables, whose prompts name the source where a word is given.
+
+    Parameters
+    ----------
+    parts
+        Frames with their key of `SOURCE_WORDS`, or None.
+    level, model, missing, options
+        As for `strategy_triplets`.
+    """
     from echovlsm.triplets import Triplets, prompts_for
 
     tables, prompts = [], []
