@@ -75,7 +75,11 @@ MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*
 CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
 RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
 EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
-HEARTS = [path for path in MODULES if Path(path).stem.startswith(("real_", "learning_curves", "clinical", "evaluate"))]
+HEARTS = [
+    path
+    for path in MODULES
+    if Path(path).parent.name == "study" or Path(path).stem.startswith(("real_", "clinical", "evaluate"))
+]
 COSTS = [path for path in MODULES if Path(path).stem == "benchmark_figures"]
 CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS + COSTS]
 

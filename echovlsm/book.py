@@ -147,7 +147,7 @@ def stage(
         shutil.copy(root / name, out / name)
 
     cohort_digest.cache_clear()
-    facts = []
+    facts, shown = [], {}
     for page in pages:
         source = files[page]
         if page in missing or source is None:
@@ -156,13 +156,15 @@ def stage(
         else:
             fact = page_facts(root, page, source, scale)
             notebook = nbformat.read(source, as_version=4)
+        shown[page] = notebook
         _dress(notebook, fact)
         (out / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / f"{page}.ipynb")
         facts.append(fact)
     tables = {
         "status": lambda: _status_tables(root, facts),
-        "questions": lambda: book_tables.questions(root, pages),
+        "headline": lambda: book_tables.headline(root),
+        "questions": lambda: book_tables.questions(shown, facts),
         "groups": lambda: book_tables.groups(root),
         **{name: partial(table, root) for name, table in book_reliability.TABLES.items()},
     }

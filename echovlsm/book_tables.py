@@ -6,13 +6,15 @@ A page says where with a mark, `<!-- generated: NAME -->`, alone on a line.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from echovlsm import STRUCTURES
 from echovlsm.files import read_table, read_yaml
-from echovlsm.freshness import BookError, plain
+from echovlsm.freshness import BookError, PageFacts, plain
+from echovlsm.study import answer_text, answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,17 +25,42 @@ _MARK = re.compile(r"^<!-- generated: ([a-z]+) -->$", re.MULTILINE)
 _ROLE = re.compile(r"\s*\{footcite[^}]*\}`[^`]*`")
 
 
-def questions(root: Path, pages: list[str]) -> str:
-    """Each notebook page with its question, as a Markdown table."""
-    import nbformat
+def questions(notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) -> str:
+    """Each notebook page with its question and what it found, as a Markdown table.
 
-    rows = ["| page | the question |", "| --- | --- |"]
-    for page in pages:
-        first = nbformat.read(root / f"{page}.ipynb", as_version=4).cells[0].source
+    Parameters
+    ----------
+    notebooks
+        Page to its notebook, executed where it was.
+    facts
+        One a page: cohort and scale stand beside the finding, so that a demo cannot pass for hearts.
+    """
+    known = {fact.page: fact for fact in facts}
+    rows = ["| page | the question | what we found | on |", "| --- | --- | --- | --- |"]
+    for page, notebook in notebooks.items():
+        first = notebook.cells[0].source
         found = re.search(r"\*\*The question\.\*\*\s*(.+?)(?:\n\s*\n|$)", first, flags=re.DOTALL)
         question = " ".join(_ROLE.sub("", found.group(1)).split()) if found else "–"
-        rows.append(f"| {{doc}}`/{page}` | {question} |")
+        answer = finding(notebook)
+        where = f"{known[page].cohort}, {known[page].scale} scale" if answer else ""
+        rows.append(f"| {{doc}}`/{page}` | {question} | {answer or '–'} | {where or '–'} |")
     return "\n".join(rows)
+
+
+def finding(notebook: Any) -> str:
+    """The first point of an executed notebook's cell tagged ``finding``; empty where there is none."""
+    for cell in notebook.cells:
+        if "finding" in cell.metadata.get("tags", []):
+            for output in cell.get("outputs", []):
+                points = output.get("data", {}).get("text/markdown", "").strip().split("\n- ")
+                if points[0]:
+                    return " ".join(points[0].removeprefix("- ").split()).replace("|", "\\|")
+    return ""
+
+
+def headline(root: Path) -> str:
+    """The answer to the book's question, from the records of the study on real hearts."""
+    return f"**{answer_text.headline(answers.Records(root / 'data' / 'results' / 'camus' / 'study'))}**"
 
 
 def recorded_scores(root: Path) -> pd.DataFrame | None:
@@ -49,8 +76,8 @@ def recorded_scores(root: Path) -> pd.DataFrame | None:
         record, scores = read_yaml(file, BookError, remedy), file.with_name("scores.parquet")
         if record.get("kind") != "real" or not scores.is_file():
             continue
-        table = read_table(scores, BookError, remedy, ("strategy", "dice"))
-        table = table[table["strategy"] != "zeroshot"]
+        table = read_table(scores, BookError, remedy, ("strategy", "structure", "dice"))
+        table = table[(table["strategy"] != "zeroshot") & table["structure"].isin(STRUCTURES.values())]
         if len(table) and (best is None or table["dice"].mean() > best["dice"].mean()):
             best = table
             best.attrs = {"name": file.parent.name, "record": record}

@@ -164,6 +164,8 @@ def score_run(
 ) -> pd.DataFrame:
     """Scores of a run, one row a mask: identity, structure, the run's settings, and `score_table`'s columns.
 
+    Each image has a row more, of the epicardium (`structure_masks`).
+
     Parameters
     ----------
     run, frames, logits
@@ -176,13 +178,13 @@ def score_run(
     settings["strategy"] = trained.get("strategy", "real")
 
     def rows() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, Any]]:
-        for row, answers in zip(frames.itertuples(), logits.sigmoid(), strict=True):
+        for row, answers in zip(frames.itertuples(), logits, strict=True):
             reference, known = load_labels(row), {name: getattr(row, name) for name in IDENTITY}
             spacing = None if size else (row.spacing_y, row.spacing_x)
-            for (value, structure), answer in zip(STRUCTURES.items(), answers, strict=True):
-                yield {**known, "structure": structure}, answer.numpy(), reference == value, spacing
+            for structure, *masks in structure_masks(answers, reference, size or None):
+                yield {**known, "structure": structure}, *masks, spacing
 
-    total = len(frames) * len(STRUCTURES)
+    total = len(frames) * (len(STRUCTURES) + 1)
     table = score_table(rows(), size=size or None, total=total, progress=sys.stderr.isatty())
     meta = frames.attrs["meta"]
     return table.assign(**settings, cohort=meta["name"], scale=run.record.get("scale"))
@@ -227,11 +229,18 @@ def labels_of(logits: Tensor, shape: tuple[int, int]) -> np.ndarray:
     return torch.where(found.any(dim=0), values[best.indices], torch.zeros((), dtype=torch.uint8)).numpy()
 
 
+def mean_dice(scores: pd.DataFrame) -> dict[str, float]:
+    """Mean Dice of each structure, of the three together (``mean``), and of the epicardium."""
+    means = scores.groupby("structure", sort=False)["dice"].mean().to_dict()
+    three = [means[name] for name in STRUCTURES.values()]
+    return {**{name: float(value) for name, value in means.items()}, "mean": float(sum(three) / len(three))}
+
+
 def summary(scores: pd.DataFrame) -> str:
-    """Mean Dice of each structure and of all, in lines."""
-    means = scores.groupby("structure", sort=False)["dice"].mean()
-    lines = [f"  {name:<24} {value:.3f}" for name, value in means.items()]
-    return "\n".join(["mean Dice", *lines, f"  {'all three':<24} {means.mean():.3f}"])
+    """Mean Dice of each structure and of the three together, in lines."""
+    means = mean_dice(scores)
+    lines = [f"  {name:<24} {value:.3f}" for name, value in means.items() if name != "mean"]
+    return "\n".join(["mean Dice", *lines, f"  {'the three structures':<24} {means['mean']:.3f}"])
 
 
 def put_on_record(
@@ -293,7 +302,6 @@ def main(
         beside.write_table(target.name, scores)
         if clinical:
             runs.RunFolder(clinical.absolute().parent).write_table(clinical.name, ends)
-        means = scores.groupby("structure", sort=False)["dice"].mean()
         known = {
             "run": folder.path.name,
             "weights_hash": runs.weights_hash(folder / "weights"),
@@ -301,7 +309,7 @@ def main(
             "data_hash": cohort_hash(frames),
             "size": size,
             "metrics": list(METRICS),
-            "dice": {**{name: float(value) for name, value in means.items()}, "mean": float(means.mean())},
+            "dice": mean_dice(scores),
             "minutes": round((time.perf_counter() - clock) / 60, 2),
             "peak_memory_gib": runs.peak_memory(),
             "commit": runs.commit(),

@@ -40,7 +40,7 @@ _NOT_COUNTED = {
 # These serve one chapter only: the page whose name begins with the number.
 _CHAPTERS = {
     **{"published": "07", "claims": "07", "grid": "06", "explorer": "08"},
-    **dict.fromkeys(("real_", "learning_curves", "clinical", "evaluate"), "09"),
+    **dict.fromkeys(("real_", "clinical", "evaluate", "plan", "queue", "answer"), "09"),
     "benchmark": "10",
 }
 

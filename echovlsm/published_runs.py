@@ -107,6 +107,7 @@ def find_runs(results: str | os.PathLike[str]) -> dict[str, tuple[dict[str, Any]
         record = read_yaml(place, PublishedError, remedy) if place.is_file() else {}
         if record.get("kind") == "real":
             table = read_table(path, PublishedError, remedy)
+            table = table[table["structure"].isin(STRUCTURES.values())]  # without the epicardium
             found[path.parent.relative_to(results).as_posix()] = record, table
     return found
 

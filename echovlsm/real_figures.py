@@ -1,8 +1,7 @@
-"""What the recorded study on real hearts says, and how it looks: learning curves, steps, agreement."""
+"""What the recorded runs on real hearts say, and how it looks: yardsticks, agreement, rehearsals."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from echovlsm.clinical import agreement
 from echovlsm.files import read_yaml
-from echovlsm.learning_curves import LONGER, NONE
-from echovlsm.statistics import bootstrap_interval
-
-NAMES: dict[str, str] = {
-    NONE: "no pretraining",
-    "sdm": "diffusion pictures",
-    "phantom": "phantom",
-    "both": "both kinds",
-    LONGER: "no pretraining, trained longer",
-}
-"""Words for each pretraining."""
-
-COLOURS: dict[str, str] = {
-    NONE: "#0072B2",
-    "sdm": "#D55E00",
-    "phantom": "#009E73",
-    "both": "#CC79A7",
-    LONGER: "#000000",
-}
-"""Okabe and Ito's colours; those of the strategies for what is one."""
 
 PAIRS: dict[str, str] = {"edv_ml": "EDV (ml)", "esv_ml": "ESV (ml)", "ef_percent": "EF (percentage points)"}
 """Columns of `clinical.clinical_table` that are compared, in words."""
@@ -108,211 +86,51 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows).T, pd.DataFrame(tables).reindex(tables[files[0].stem].index)
 
 
-def curve_table(scores: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
-    """Mean Dice of each pretraining and number of patients.
+# The challenge's table (Leclerc et al. 2019), transcribed and not verified: end diastole, end systole.
+_PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
+    ("left ventricular cavity", "nnU-Net"): (0.952, 0.935),
+    ("left ventricular cavity", "U-Net (Leclerc)"): (0.936, 0.912),
+    ("left ventricular cavity", "one cardiologist, twice"): (0.945, 0.930),
+    ("epicardium", "nnU-Net"): (0.963, 0.959),
+    ("epicardium", "U-Net (Leclerc)"): (0.956, 0.946),
+    ("epicardium", "one cardiologist, twice"): (0.957, 0.951),
+    ("left atrium cavity", "nnU-Net"): (0.902, 0.935),
+    ("left atrium cavity", "U-Net (Leclerc)"): (0.889, 0.918),
+}
+
+
+def yardstick(ours: pd.DataFrame) -> pd.DataFrame:
+    """Dice of supervised models and of a cardiologist against himself beside ours.
 
     Parameters
     ----------
-    scores
-        `curve_scores.parquet`: one row a mask and run.
-    resamples
-        Of the bootstrap over scored patients.
+    ours
+        A row a structure, columns ``ED`` and ``ES``; a record without masks has no epicardium: NaN.
 
     Returns
     -------
     DataFrame
-        `pretraining, trained_on, dice, low, high` (95 % interval over scored patients, of the mean over
-        seeds), `seeds, seed_low, seed_high` (range of the seeds' means).
+        A row a structure, columns (source, phase); the myocardium's ring, which challenges do not score, is
+        not in it.
     """
-    rows = []
-    for (name, count), part in scores.groupby(["pretraining", "trained_on"], sort=False):
-        low, high = bootstrap_interval(part["dice"], part["patient"], resamples=resamples)
-        seeds = part.groupby("seed")["dice"].mean()
-        rows.append(
-            {
-                **{"pretraining": name, "trained_on": count, "dice": part["dice"].mean()},
-                **{"low": low, "high": high, "seeds": len(seeds)},
-                **{"seed_low": seeds.min(), "seed_high": seeds.max()},
-            }
-        )
-    return pd.DataFrame(rows).sort_values(["pretraining", "trained_on"], ignore_index=True)
+    table = pd.DataFrame(_PUBLISHED, index=["ED", "ES"]).T.unstack(1).swaplevel(axis=1)
+    for phase in ("ED", "ES"):
+        table["main run", phase] = ours[phase].reindex(table.index) if phase in ours else np.nan
+    order = ("nnU-Net", "U-Net (Leclerc)", "one cardiologist, twice", "main run")
+    return table.loc[:, [(name, phase) for name in order for phase in ("ED", "ES")]]
 
 
-def gains(scores: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
-    """What each pretraining adds to none, on the same patients, seeds and masks.
-
-    Returns
-    -------
-    DataFrame
-        `pretraining, trained_on, gain, low, high` (95 % interval over scored patients), `seeds, seed_low,
-        seed_high`, `verdict`: ``helps`` or ``harms`` where the interval leaves out 0 and every seed agrees,
-        otherwise ``no difference shown``.
-    """
-    keys = ["trained_on", "seed", "patient", "view", "phase", "structure"]
-    base = scores[scores["pretraining"] == NONE].set_index(keys)["dice"].rename("base")
-    rows = []
-    for name, part in scores[~scores["pretraining"].isin([NONE, LONGER])].groupby("pretraining", sort=False):
-        joined = part.set_index(keys)[["dice"]].join(base, how="inner").reset_index()
-        joined["gain"] = joined["dice"] - joined["base"]
-        for count, group in joined.groupby("trained_on"):
-            low, high = bootstrap_interval(group["gain"], group["patient"], resamples=resamples)
-            seeds = group.groupby("seed")["gain"].mean()
-            row = {"pretraining": name, "trained_on": count, "gain": group["gain"].mean()}
-            row |= {"low": low, "high": high, "seeds": len(seeds)}
-            row |= {"seed_low": seeds.min(), "seed_high": seeds.max()}
-            rows.append(row | {"verdict": _verdict(low, high, seeds)})
-    return pd.DataFrame(rows)
-
-
-def _verdict(low: float, high: float, seeds: pd.Series) -> str:
-    if low > 0 and (seeds > 0).all():
-        return "helps"
-    return "harms" if high < 0 and (seeds < 0).all() else "no difference shown"
-
-
-def steps_to_reach(curves: pd.DataFrame, target: float, batch_size: int, pictures: float = 4) -> pd.DataFrame:
-    """Optimiser steps and epochs until a Dice is first reached, between two looks by straight line.
-
-    Parameters
-    ----------
-    curves
-        `curves.csv`: `pretraining, trained_on, seed, step, dice`.
-    target
-        Dice, as a fraction.
-    batch_size, pictures
-        Pictures a step, and pictures a patient: an epoch is all pictures of the real patients once.
-
-    Returns
-    -------
-    DataFrame
-        `pretraining, trained_on, steps, epochs` (medians over seeds; NaN unless more than half of them got
-        there), `reached, seeds`.
-    """
-    rows = []
-    for (name, count), part in curves.groupby(["pretraining", "trained_on"], sort=False):
-        found = [_first(group, target) for _, group in part.groupby("seed")]
-        steps = float(np.median([math.inf if math.isnan(step) else step for step in found]))
-        steps = steps if math.isfinite(steps) else math.nan
-        epochs = steps * batch_size / (pictures * count)
-        reached = sum(not math.isnan(step) for step in found)
-        row = {"pretraining": name, "trained_on": count, "steps": steps, "epochs": epochs}
-        rows.append(row | {"reached": reached, "seeds": len(found)})
-    return pd.DataFrame(rows).sort_values(["pretraining", "trained_on"], ignore_index=True)
-
-
-def _first(curve: pd.DataFrame, target: float) -> float:
-    """Step at which one curve first passes the target; NaN where it never does."""
-    ordered = curve.sort_values("step")
-    steps, dice = ordered["step"].to_numpy(dtype=float), ordered["dice"].to_numpy(dtype=float)
-    above = np.flatnonzero(dice >= target)
-    if not len(above):
-        return math.nan
-    first = above[0]
-    if first == 0:
-        return steps[0]
-    share = (target - dice[first - 1]) / (dice[first] - dice[first - 1])
-    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
-
-
-def without_patients(table: pd.DataFrame) -> dict[str, Any]:
-    """What a model that saw no real patient is worth, counted in patients without pretraining.
-
-    Returns
-    -------
-    dict
-        `pretraining` (the best one), `dice`, and `patients`: the smallest number tried from which no
-        pretraining reaches that Dice; None where none does.
-    """
-    fresh = table[table["pretraining"] == NONE].sort_values("trained_on")
-    others = table[~table["pretraining"].isin([NONE, LONGER]) & (table["trained_on"] == 0)]
-    best = others.loc[others["dice"].idxmax()]
-    enough = fresh[fresh["dice"] >= best["dice"]]["trained_on"]
-    return {
-        "pretraining": best["pretraining"],
-        "dice": float(best["dice"]),
-        "patients": int(enough.iloc[0]) if len(enough) else None,
-        "most": int(fresh["trained_on"].max()),
-    }
-
-
-# -- figures --------------------------------------------------------------------------------------------
-
-
-def _places(counts: pd.Series) -> dict[int, float]:
-    """Where numbers of patients stand: logarithms, and 0 a step to the left."""
-    known = sorted(set(map(int, counts)))
-    logs = {count: math.log10(count) for count in known if count}
-    return ({0: min(logs.values()) - 0.5} if 0 in known else {}) | logs
-
-
-def _count_axis(axes: Axes, places: Mapping[int, float]) -> None:
-    axes.set_xticks(list(places.values()), [str(count) for count in places])
-    axes.set_xlabel("real patients to learn from (logarithmic; 0 apart)")
-
-
-def plot_curves(table: pd.DataFrame, steps: int) -> Figure:
-    """Dice after `steps` against number of patients; bands: intervals over patients, bars: range of seeds."""
-    figure, axes = plt.subplots(figsize=(8, 4.4))
-    places = _places(table["trained_on"])
-    for offset, name in enumerate(name for name in NAMES if name in set(table["pretraining"])):
-        part = table[table["pretraining"] == name].sort_values("trained_on")
-        x = np.array([places[count] for count in part["trained_on"]])
-        style = {"color": COLOURS[name], "label": NAMES[name]}
-        if name == LONGER:
-            axes.plot(x, part["dice"], "o", mfc="white", zorder=4, **style)
-            continue
-        joined = part["trained_on"].to_numpy() > 0
-        axes.plot(x[joined], part["dice"][joined], "o-", markersize=4, zorder=3, **style)
-        axes.plot(x[~joined], part["dice"][~joined], "D", markersize=5, zorder=3, color=COLOURS[name])
-        axes.fill_between(
-            x[joined], part["low"][joined], part["high"][joined], color=COLOURS[name], alpha=0.13
-        )
-        shifted = x + 0.012 * (offset - 1)
-        axes.vlines(
-            shifted, part["seed_low"], part["seed_high"], color=COLOURS[name], linewidth=2.5, alpha=0.7
-        )
-    _count_axis(axes, places)
-    shown = table[(table["pretraining"] != NONE) | (table["trained_on"] > 0)]
-    low = math.floor(20 * min(shown["low"].min(), shown["seed_low"].min())) / 20
-    axes.set(ylabel="mean Dice, validation patients", ylim=(low - 0.02, 0.95))
-    axes.legend(loc="lower right", fontsize=9)
-    found = without_patients(table)
-    told = f"{NAMES[found['pretraining']]} and no real patient: Dice {found['dice']:.2f}"
-    if found["patients"]:
-        more = f"as much as {found['patients']} patients give in {steps} steps without pretraining"
-    else:
-        more = f"more than {found['most']} patients give in {steps} steps without pretraining"
-    axes.set_title(f"{told[0].upper()}{told[1:]},\n{more}")
-    return figure
-
-
-def plot_steps(table: pd.DataFrame, target: float) -> Figure:
-    """Optimiser steps to a Dice, against number of patients; a cross where most seeds never got there."""
-    figure, axes = plt.subplots(figsize=(8, 3.6))
-    places = _places(table["trained_on"])
-    top = table["steps"].max()
-    top = 100.0 if math.isnan(top) else 1.25 * top + 5
-    for offset, name in enumerate(name for name in NAMES if name in set(table["pretraining"])):
-        if name == LONGER:
-            continue
-        part = table[table["pretraining"] == name].sort_values("trained_on")
-        x = np.array([places[count] for count in part["trained_on"]]) + 0.02 * (offset - 1)
-        axes.plot(x, part["steps"], "o-", markersize=5, color=COLOURS[name], label=NAMES[name])
-        never = part["steps"].isna().to_numpy()
-        axes.plot(x[never], np.full(never.sum(), top), "x", color=COLOURS[name])
-    _count_axis(axes, places)
-    axes.set(ylabel=f"steps to Dice {target:.2f}", ylim=(-3, 1.12 * top))
-    axes.margins(x=0.08)
-    figure.legend(loc="outside right upper", fontsize=9)
-    fresh = table[table["pretraining"] == NONE]
-    never = int(fresh["steps"].isna().sum())
-    rest = table[~table["pretraining"].isin([NONE, LONGER])]
-    reached = rest["steps"].notna().sum()
-    axes.set_title(
-        f"Dice {target:.2f} is reached at {reached} of {len(rest)} points with pretraining,\n"
-        f"at {len(fresh) - never} of {len(fresh)} without (a cross: never)"
-    )
-    return figure
+def impossible(ends: pd.DataFrame, low: float = 5.0) -> str:
+    """A sentence on ejection fractions below `low` percent, with the areas they rest on."""
+    rows = ends[ends["ef_percent"] < low]
+    if rows.empty:
+        return f"No ejection fraction lies below {low:.0f} %."
+    told = [
+        f"{row.patient}, {row.source}: {row.ef_percent:.1f} % (cavity in {row.views} "
+        f"{row.area_ed_cm2:.1f} cm² at end diastole, {row.area_es_cm2:.1f} at end systole)"
+        for row in rows.itertuples()
+    ]
+    return f"Ejection fractions below {low:.0f} %: {len(rows)} of {len(ends)}. {'; '.join(told)}."
 
 
 def compare_ends(ends: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

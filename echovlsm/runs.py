@@ -58,7 +58,6 @@ _CHAPTER = (
         "claims",
         "explorer",
         "real_",
-        "learning_curves",
         "clinical",
         "evaluate",
     ),

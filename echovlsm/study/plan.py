@@ -29,7 +29,7 @@ SIZES: tuple[int, ...] = (5, 10, 25, 50, 100, ALL)
 """The annotation budget: numbers of annotated patients."""
 
 FIRST_SEED = 1000
-"""Added to the seed of a first cycle, so that two cycles on the same images differ in order and augmentation."""
+"""Added to the seed of a first cycle: two cycles on the same images differ in order and augmentation."""
 
 WEIGHTS: dict[str, str] = {
     "cris": "data/weights/cris-tiny",
@@ -46,8 +46,8 @@ class Recipe:
     """How every run of the study is trained; chosen on the held-out training patients.
 
     `image_size` in pixels; `first` and `second`: optimiser steps of the cycles; `rate`: peak of AdamW's
-    learning rate in either; `look_every`: steps between looks at the held-out patients; `holdout`: their share
-    of the training patients, drawn with `holdout_seed`.
+    learning rate in either; `look_every`: steps between looks at the held-out patients; `holdout`: their
+    share of the training patients, drawn with `holdout_seed`.
     """
 
     image_size: int = 64

@@ -1,0 +1,475 @@
+"""The answers of the study on real hearts, computed from the records of its queue.
+
+A difference is one of runs of equal compute that share model, prompt, patients and seeds. Its interval is of
+a crossed bootstrap: seeds and scored patients are drawn independently. It is a finding where the interval
+leaves out zero, every seed has the same sign, and Holm's correction over the family leaves p at or below
+0.05.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from echovlsm import STRUCTURES
+from echovlsm.statistics import holm
+from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, VALIDATION, Recipe, Run, study
+
+LEVEL, RESAMPLES, SEED = 0.95, 5000, 0
+
+
+class AnswerError(ValueError):
+    """Records that cannot be read or compared; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """The finished runs of the study.
+
+    Parameters
+    ----------
+    folder
+        Folder of the queue's records; it may be empty.
+    recipe
+        The recipe of the study; runs of other recipes only served to choose it.
+    """
+
+    folder: Path
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @cached_property
+    def found(self) -> dict[str, dict[str, Any]]:
+        """Every record, by the name of its run."""
+        read = {}
+        for file in sorted(Path(self.folder).glob("*.json")):
+            try:
+                read[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise AnswerError(
+                    f"{file}: not readable ({error}); restore it, or delete it and run it again"
+                ) from error
+        return read
+
+    @cached_property
+    def plan(self) -> list[Run]:
+        """Every run of the study."""
+        return study(self.recipe)
+
+    @cached_property
+    def missing(self) -> list[Run]:
+        """Runs without a record."""
+        return [run for run in self.plan if run.name not in self.found]
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Finished runs of the plan: name, block, arm, model, encoders, prompt, patients, seed, choice."""
+        keys = ("block", "arm", "model", "encoders", "prompt", "patients", "seed", "choice")
+        rows = [{"name": run.name, **{key: getattr(run, key) for key in keys}} for run in self.plan]
+        table = pd.DataFrame(rows)
+        return table[table["name"].isin(self.found)].reset_index(drop=True)
+
+    def scores(self, name: str, part: str = VALIDATION, score: str = "dice") -> pd.DataFrame:
+        """Scores of a run, one row an image: `patient, view, phase` and a column a structure."""
+        scores = self.found[name]["scores"][part]
+        where = pd.DataFrame(
+            [image.split() for image in scores["images"]], columns=["patient", "view", "phase"]
+        )
+        return where.join(pd.DataFrame(scores[score], dtype=float))
+
+    def by_patient(self, name: str, part: str = VALIDATION, structures: Sequence[str] = ()) -> pd.Series:
+        """Mean Dice of each scored patient over images and structures (by default the three)."""
+        table = self.scores(name, part)
+        return table.groupby("patient")[list(structures or STRUCTURES.values())].mean().mean(axis=1)
+
+    def select(self, **where: Any) -> pd.DataFrame:
+        """Finished runs, without those that chose the recipe, whose columns have these values."""
+        chosen = self.runs[~self.runs["choice"]]
+        for key, value in where.items():
+            chosen = chosen[chosen[key] == value]
+        return chosen
+
+    def matrix(self, part: str = VALIDATION, structures: Sequence[str] = (), **where: Any) -> pd.DataFrame:
+        """Dice of one arm: a row a seed, a column a scored patient; empty where no run is finished."""
+        rows = self.select(**where).sort_values("seed")
+        if rows.empty:
+            return pd.DataFrame()
+        pairs = zip(rows["seed"], rows["name"], strict=True)
+        return pd.DataFrame({seed: self.by_patient(name, part, structures) for seed, name in pairs}).T
+
+
+# -- intervals ------------------------------------------------------------------------------------------
+
+
+def _weights(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
+    """How often each of `count` was drawn, as shares, (resamples, count)."""
+    return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
+
+
+def crossed(values: pd.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """Means of crossed bootstrap samples, float (resamples,).
+
+    Parameters
+    ----------
+    values
+        A row a seed, a column a scored patient: either is drawn with replacement, independently of the other.
+    """
+    rng = np.random.default_rng(seed)
+    table = values.to_numpy(dtype=float)
+    rows, columns = (_weights(rng, count, resamples) for count in table.shape)
+    return ((rows @ table) * columns).sum(axis=1)
+
+
+def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of bootstrap samples."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any] | None:
+    """First minus second on the seeds and patients that both have; None where they share no seed.
+
+    Returns
+    -------
+    dict
+        `gain`, `low`, `high`, `p` (two-sided, of the bootstrap), `seeds`, `seed_low`, `seed_high` and
+        `one_sign`: whether every seed has the same sign.
+    """
+    seeds = first.index.intersection(second.index)
+    if not len(seeds):
+        return None
+    gap = first.loc[seeds] - second.loc[seeds, first.columns]
+    samples = crossed(gap)
+    low, high = interval(samples)
+    beyond = min((samples <= 0).mean(), (samples >= 0).mean())
+    each = gap.mean(axis=1)
+    return {
+        "gain": float(gap.to_numpy().mean()),
+        "low": low,
+        "high": high,
+        "p": min(1.0, 2 * max(float(beyond), 1 / len(samples))),
+        "seeds": len(seeds),
+        "seed_low": float(each.min()),
+        "seed_high": float(each.max()),
+        "one_sign": bool((each > 0).all() or (each < 0).all()),
+    }
+
+
+def judge(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A family of differences with Holm's p-values and verdicts.
+
+    Returns
+    -------
+    DataFrame
+        The rows, `p_holm`, and `verdict`: ``higher`` or ``lower`` for a finding, ``no difference shown``, or
+        ``one seed`` where there are fewer than two.
+    """
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    table["p_holm"] = holm(table["p"])
+    clear = ((table["low"] > 0) | (table["high"] < 0)) & table["one_sign"] & (table["p_holm"] <= 1 - LEVEL)
+    words = np.where(table["gain"] > 0, "higher", "lower")
+    table["verdict"] = np.where(table["seeds"] < 2, "one seed", np.where(clear, words, "no difference shown"))
+    return table
+
+
+# -- the annotation budget ------------------------------------------------------------------------------
+
+BUDGET = {"model": "cris", "prompt": "P1", "encoders": "unfrozen"}
+ARMS: tuple[str, ...] = ("nothing", "phantom", "diffusion", "diffusion+phantom", "diffusion-few")
+
+
+def budget_points(records: Records, part: str = VALIDATION) -> pd.DataFrame:
+    """Mean Dice of each arm and number of annotated patients.
+
+    Returns
+    -------
+    DataFrame
+        `arm, patients, dice, low, high` (crossed bootstrap), `seeds, seed_low, seed_high`; no row where no
+        run is finished.
+    """
+    rows = []
+    for arm in ARMS:
+        for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
+            values = records.matrix(part, arm=arm, patients=patients, **BUDGET)
+            low, high = interval(crossed(values))
+            seeds = values.mean(axis=1)
+            row = {
+                "arm": arm,
+                "patients": int(patients),
+                "dice": float(seeds.mean()),
+                "low": low,
+                "high": high,
+            }
+            rows.append(row | {"seeds": len(seeds), "seed_low": seeds.min(), "seed_high": seeds.max()})
+    return pd.DataFrame(rows)
+
+
+def budget_gains(records: Records) -> pd.DataFrame:
+    """What each kind of synthetic images adds at each number of patients, at equal steps: one family."""
+    rows = []
+    for arm in ARMS[1:]:
+        for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
+            first, second = (records.matrix(arm=name, patients=patients, **BUDGET) for name in (arm, NOTHING))
+            found = None if second.empty else difference(first, second)
+            if found:
+                rows.append({"arm": arm, "patients": int(patients), **found})
+    return judge(rows)
+
+
+def _worth(sizes: np.ndarray, dice: np.ndarray, reached: float) -> float:
+    """Patients without synthetic images that give a Dice; inf beyond the largest size, the smallest below it.
+
+    The Dice of `sizes` is made to rise (isotonic regression), and read in the logarithm of patients.
+    """
+    from scipy.optimize import isotonic_regression
+
+    rising = isotonic_regression(dice).x
+    if reached > rising[-1]:
+        return math.inf
+    if reached <= rising[0]:
+        return float(sizes[0])
+    at = int(np.searchsorted(rising, reached, side="left"))
+    share = (reached - rising[at - 1]) / (rising[at] - rising[at - 1])
+    logs = np.log(sizes[[at - 1, at]])
+    return float(np.exp(logs[0] + share * (logs[1] - logs[0])))
+
+
+def patients_saved(records: Records, resamples: int = 2000) -> pd.DataFrame:
+    """How many annotated patients without synthetic images give what an arm gives with fewer.
+
+    Returns
+    -------
+    DataFrame
+        `arm, patients`, `worth` (patients; inf: more than the largest size tried), its interval `low, high`,
+        and `seeds` (the fewest of any point it rests on); bootstrapped with the whole curve. Empty until the
+        curve without synthetic images has all its sizes.
+    """
+    plain = {
+        int(size): records.matrix(arm=NOTHING, patients=size, **BUDGET)
+        for size in sorted(records.select(arm=NOTHING, **BUDGET)["patients"].unique())
+    }
+    planned = {run.patients for run in records.plan if run.arm == NOTHING and run.block == "budget"}
+    if set(plain) != planned:
+        return pd.DataFrame()
+    sizes = np.array(list(plain))
+    rng = np.random.default_rng(SEED)
+    scored = _weights(rng, plain[sizes[0]].shape[1], resamples)
+
+    def samples(values: pd.DataFrame) -> np.ndarray:
+        """The mean, and then bootstrapped means that share the draw of scored patients."""
+        table = values.to_numpy(dtype=float)
+        seeds = _weights(rng, len(table), resamples)
+        return np.concatenate([[table.mean()], ((seeds @ table) * scored).sum(axis=1)])
+
+    curve = np.stack([samples(values) for values in plain.values()], axis=1)
+    rows = []
+    for arm in ARMS[1:]:
+        for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
+            values = records.matrix(arm=arm, patients=patients, **BUDGET)
+            reached = samples(values)
+            worth = [_worth(sizes, *pair) for pair in zip(curve, reached, strict=True)]
+            low, high = np.quantile(worth[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+            row = {"arm": arm, "patients": int(patients), "worth": worth[0]}
+            row |= {"low": float(low), "high": float(high)}
+            rows.append(row | {"seeds": min(len(values), *map(len, plain.values()))})
+    return pd.DataFrame(rows)
+
+
+# -- the paper's table ----------------------------------------------------------------------------------
+
+STRATEGIES: dict[str, str] = {
+    "zeroshot": "zeroshot",
+    "synthetic": "synthetic",
+    "nothing": "real",
+    "diffusion": "synth-PT:real-FT",
+    "phantom": "phantom-PT:real-FT",
+    "joint": "joint",
+}
+"""The paper's names (and ours) of the arms that its table has."""
+
+LEARNS_FROM_REAL: tuple[str, ...] = (NOTHING, "diffusion", "phantom")
+"""Arms that also run with few patients."""
+
+PROMPT_NAMES: dict[str, str] = {"P7": "P7*"}
+"""P7 without what the copy of CAMUS lacks: structure, view, phase and shape."""
+
+
+def table_cells(records: Records, encoders: str = "unfrozen") -> pd.DataFrame:
+    """Mean Dice of every cell of the table that is planned.
+
+    Returns
+    -------
+    DataFrame
+        `model, strategy, prompt, dice, low, high, seeds, planned`; the Dice is NaN where no run is finished.
+    """
+    planned: dict[tuple[str, str, str], int] = {}
+    for run in records.plan:
+        whole = run.arm not in LEARNS_FROM_REAL or run.patients == ALL
+        if run.arm in STRATEGIES and run.encoders == encoders and not run.choice and whole:
+            key = (run.model, run.arm, run.prompt)
+            planned[key] = planned.get(key, 0) + 1
+    rows = []
+    for (model, arm, prompt), count in planned.items():
+        where = {"model": model, "arm": arm, "prompt": prompt, "encoders": encoders}
+        if arm in LEARNS_FROM_REAL:
+            where["patients"] = ALL
+        values = records.matrix(**where)
+        low, high = interval(crossed(values)) if len(values) else (math.nan, math.nan)
+        row = {"model": model, "strategy": STRATEGIES[arm], "prompt": PROMPT_NAMES.get(prompt, prompt)}
+        row |= {
+            "dice": float(values.to_numpy().mean()) if len(values) else math.nan,
+            "low": low,
+            "high": high,
+        }
+        rows.append(row | {"seeds": len(values), "planned": count})
+    return pd.DataFrame(rows)
+
+
+def study_cells(records: Records) -> pd.DataFrame:
+    """Mean Dice of every run of the paper's strategies at all patients, as the ledger of claims wants it.
+
+    Returns
+    -------
+    DataFrame
+        `scale, cohort, split, model, prompt, encoders, seed, strategy, dice` (a fraction), `masks`.
+    """
+    rows = []
+    for row in records.select().to_dict("records"):
+        strategy = STRATEGIES.get(row["arm"])
+        if strategy is None or (row["arm"] in LEARNS_FROM_REAL and row["patients"] != ALL):
+            continue
+        record, dice = records.found[row["name"]], records.scores(row["name"])[list(STRUCTURES.values())]
+        known = {key: record[key] for key in ("scale", "cohort", "model", "encoders", "seed")}
+        prompt = PROMPT_NAMES.get(row["prompt"], row["prompt"])
+        values = {"strategy": strategy, "dice": float(dice.to_numpy().mean()), "masks": dice.size}
+        rows.append({**known, "split": "val", "prompt": prompt, **values})
+    return pd.DataFrame(rows)
+
+
+def table_gains(records: Records) -> pd.DataFrame:
+    """Each strategy against `real` of the same model and prompt: one family."""
+    rows = []
+    cells = records.select(encoders="unfrozen")
+    for (model, prompt), _ in cells.groupby(["model", "prompt"], sort=False):
+        where = {"model": model, "prompt": prompt, "encoders": "unfrozen"}
+        real = records.matrix(arm=NOTHING, patients=ALL, **where)
+        for arm in ("diffusion", "phantom", "joint", "synthetic"):
+            more = {"patients": ALL} if arm in LEARNS_FROM_REAL else {}
+            other = records.matrix(arm=arm, **more, **where)
+            found = None if real.empty or other.empty else difference(other, real)
+            if found:
+                name = PROMPT_NAMES.get(prompt, prompt)
+                rows.append({"model": model, "strategy": STRATEGIES[arm], "prompt": name, **found})
+    return judge(rows)
+
+
+def worth_of_words(records: Records) -> pd.DataFrame:
+    """More words against P1, and the best worded model against the reference without words: one family.
+
+    All are trained on real images alone. The shape word of P7* is read off the reference mask, so that
+    P7* - P1 contains a part of the answer; P3 - P1 does not.
+    """
+    rows = []
+
+    def real(model: str, prompt: str) -> pd.DataFrame:
+        return records.matrix(arm=NOTHING, patients=ALL, model=model, prompt=prompt, encoders="unfrozen")
+
+    for model in ("cris", "clipseg"):
+        base = real(model, "P1")
+        for prompt in ("P0", "P2", "P3", "P7"):
+            other = real(model, prompt)
+            found = None if base.empty or other.empty else difference(other, base)
+            if found:
+                name = f"{PROMPT_NAMES.get(prompt, prompt)} − P1"
+                rows.append({"model": model, "comparison": name, **found})
+    blind = real("unet", "P1")
+    worded = {model: real(model, "P1") for model in ("cris", "clipseg")}
+    there = {model: values for model, values in worded.items() if not values.empty}
+    if there and not blind.empty:
+        best = max(there, key=lambda model: there[model].to_numpy().mean())
+        found = difference(there[best], blind)
+        if found:
+            rows.append({"model": best, "comparison": "P1 − reference without words", **found})
+    return judge(rows)
+
+
+# -- convergence ----------------------------------------------------------------------------------------
+
+
+def steps_to(curve: Sequence[float], steps: Sequence[int], target: float) -> float:
+    """The first look from which the Dice stays at or above `target`; inf where it never does."""
+    below = np.flatnonzero(np.asarray(curve) < target)
+    first = below[-1] + 1 if len(below) else 0
+    return float(steps[first]) if first < len(steps) else math.inf
+
+
+def convergence(records: Records, below: float = 0.01) -> pd.DataFrame:
+    """Steps to the final Dice of `real` less a point, on the held-out patients, at equal looks.
+
+    Parameters
+    ----------
+    below
+        How far below the final Dice the target lies.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, prompt, strategy and seed: `target`, `real` (steps of `real`, of both cycles),
+        `alone` (steps of the second cycle only, as the paper counts), `whole` (with those of the first) and
+        the ratios `faster_alone` and `faster_whole`; inf: not reached.
+    """
+    rows = []
+    cells = records.select(encoders="unfrozen", patients=ALL)
+    for (model, prompt, seed), part in cells.groupby(["model", "prompt", "seed"], sort=False):
+        arms = dict(zip(part["arm"], part["name"], strict=True))
+        if NOTHING not in arms:
+            continue
+        first, second = records.found[arms[NOTHING]]["cycles"]
+        steps = [*first["step"], *(first["steps"] + step for step in second["step"])]
+        target = second["dice"][-1] - below
+        real = steps_to([*first["dice"], *second["dice"]], steps, target)
+        for arm in ("diffusion", "phantom"):
+            if arm not in arms:
+                continue
+            before, after = records.found[arms[arm]]["cycles"]
+            alone = steps_to(after["dice"], after["step"], target)
+            row = {"model": model, "prompt": PROMPT_NAMES.get(prompt, prompt), "seed": seed}
+            row |= {"strategy": STRATEGIES[arm], "target": target, "real": real, "alone": alone}
+            whole = alone + before["steps"]
+            rows.append(row | {"whole": whole, "faster_alone": real / alone, "faster_whole": real / whole})
+    return pd.DataFrame(rows)
+
+
+# -- the recipe -----------------------------------------------------------------------------------------
+
+
+def doubling(records: Records) -> pd.DataFrame:
+    """Dice on the held-out patients against all steps, one seed: what the choice of the recipe rests on.
+
+    Returns
+    -------
+    DataFrame
+        One row a run: `arm, patients, steps, rate, image_size, dice` (mean of the held-out patients).
+    """
+    rows = []
+    for run in records.plan:
+        usual = run.block == "budget" and run.seed == 0 and run.patients in (5, 25, ALL)
+        if run.name not in records.found or not (run.choice or (usual and run.arm in (NOTHING, "phantom"))):
+            continue
+        values = records.by_patient(run.name, HELD_OUT)
+        row = {"arm": run.arm, "patients": run.patients, "steps": run.steps, "rate": run.recipe.rate}
+        rows.append(row | {"image_size": run.recipe.image_size, "dice": float(values.mean())})
+    return (
+        pd.DataFrame(rows).sort_values(["arm", "patients", "steps"], ignore_index=True)
+        if rows
+        else pd.DataFrame()
+    )
