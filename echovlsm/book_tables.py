@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echovlsm import STRUCTURES
 from echovlsm.files import read_table, read_yaml
 from echovlsm.freshness import BookError, PageFacts, plain
+from echovlsm.scoring import three_structures
 from echovlsm.study import answer_text, answers
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def recorded_scores(root: Path) -> pd.DataFrame | None:
         record, scores = read_yaml(file, BookError, remedy), file.with_name("scores.parquet")
         if record.get("kind") != "real" or not scores.is_file():
             continue
-        table = read_table(scores, BookError, remedy, ("strategy", "structure", "dice"))
-        table = table[(table["strategy"] != "zeroshot") & table["structure"].isin(STRUCTURES.values())]
+        table = three_structures(read_table(scores, BookError, remedy, ("strategy", "dice")))
+        table = table[table["strategy"] != "zeroshot"]
         if len(table) and (best is None or table["dice"].mean() > best["dice"].mean()):
             best = table
             best.attrs = {"name": file.parent.name, "record": record}

@@ -18,6 +18,7 @@ import pandas as pd
 from echovlsm import STRUCTURES, statistics
 from echovlsm.files import read_table, read_yaml
 from echovlsm.published import MASK, PAPER_MODELS, PublishedError, true_areas
+from echovlsm.scoring import three_structures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,8 +107,7 @@ def find_runs(results: str | os.PathLike[str]) -> dict[str, tuple[dict[str, Any]
         remedy = "restore this result, or take its folder away"
         record = read_yaml(place, PublishedError, remedy) if place.is_file() else {}
         if record.get("kind") == "real":
-            table = read_table(path, PublishedError, remedy)
-            table = table[table["structure"].isin(STRUCTURES.values())]  # without the epicardium
+            table = three_structures(read_table(path, PublishedError, remedy))
             found[path.parent.relative_to(results).as_posix()] = record, table
     return found
 

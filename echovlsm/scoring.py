@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from echovlsm import STRUCTURES
+
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
@@ -159,6 +161,11 @@ def score_table(
             }
         )
     return pd.DataFrame(records) if records else pd.DataFrame(columns=list(ours))
+
+
+def three_structures(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the three structures, without the epicardium's; a table that names no structure, whole."""
+    return scores[scores["structure"].isin(STRUCTURES.values())] if "structure" in scores else scores
 
 
 def _prepare(

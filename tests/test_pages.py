@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT
 
 from echovlsm import STRUCTURES, book_assets, book_reliability, book_tables
-from echovlsm.freshness import BookError
+from echovlsm.freshness import BookError, PageFacts
 from echovlsm.prompts import make_prompt
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -74,14 +74,24 @@ def test_terms_are_in_the_glossary(path: Path) -> None:
     assert set(used) <= known
 
 
-def test_every_notebook_page_is_listed_with_its_question(tmp_path: Path) -> None:
-    (tmp_path / "notebooks").mkdir()
+def test_every_notebook_page_is_listed_with_its_question_and_finding() -> None:
     notebook = nbformat.v4.new_notebook()
     words = "# T\n\n**The question.** Does it\nwork {footcite:p}`wang2022cris`?\n\n**What to expect.** Yes."
     notebook.cells = [nbformat.v4.new_markdown_cell(words)]
-    nbformat.write(notebook, tmp_path / "notebooks" / "01_x.ipynb")
-    table = book_tables.questions(tmp_path, ["notebooks/01_x"])
-    assert table.splitlines()[-1] == "| {doc}`/notebooks/01_x` | Does it work? |"
+    page = "notebooks/01_x"
+    facts = [PageFacts(page, scale="demo", cohort="phantom-demo (phantom)")]
+    table = book_tables.questions({page: notebook}, facts)
+    assert table.splitlines()[-1] == "| {doc}`/notebooks/01_x` | Does it work? | – | – |"
+    shown = {"text/markdown": "- It does,\n  by 3 | 4.\n- Another point."}
+    output = nbformat.v4.new_output("execute_result", shown)
+    cell = nbformat.v4.new_code_cell("Markdown(...)", outputs=[output], metadata={"tags": ["finding"]})
+    notebook.cells.append(cell)
+    row = book_tables.questions({page: notebook}, facts).splitlines()[-1]
+    assert row.endswith("| It does, by 3 \\| 4. | phantom-demo (phantom), demo scale |")
+
+
+def test_the_headline_is_that_of_the_records(tmp_path: Path) -> None:
+    assert "No answer on real hearts yet: 0 of" in book_tables.headline(tmp_path)
 
 
 def _record(root: Path, name: str, dice: list[float], **columns: list[object]) -> None:
