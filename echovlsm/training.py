@@ -82,6 +82,21 @@ def cosine_rate(share: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
+def _check_schedule(schedule: str, plateau_factor: float, plateau_patience: int, patience: int) -> None:
+    """Raise ValueError for an unknown schedule, or a plateau after which no epoch has the lower rate."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    if not 0 < plateau_factor < 1:
+        raise ValueError(f"plateau_factor: {plateau_factor}; the rate falls by a factor between 0 and 1")
+    # the rate falls after one epoch more than plateau_patience, and one more has to follow at that rate
+    if schedule == "plateau" and patience < plateau_patience + 2:
+        raise ValueError(
+            f"patience: {patience}; training would stop before an epoch at the lower rate, which a "
+            f"plateau_patience of {plateau_patience} brings after {plateau_patience + 1} epochs without "
+            f"progress; give a patience of at least {plateau_patience + 2}, or schedule='cosine'"
+        )
+
+
 def fit(
     model: nn.Module,
     triplets: Triplets,
@@ -139,7 +154,8 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` is not one of `SCHEDULES`, a count is below 1, or the learning rate negative.
+        `schedule` is not one of `SCHEDULES`, a count is below 1, the learning rate negative, or the settings
+        of a plateau contradict each other.
     echovlsm.runs.RunError
         `mixed_precision` is ``fp16``, and there is no GPU.
     echovlsm.files.InUseError
@@ -150,8 +166,7 @@ def fit(
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    _check_schedule(schedule, plateau_factor, plateau_patience, patience)
     check_precision(mixed_precision)
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if count < 1:

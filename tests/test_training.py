@@ -104,7 +104,9 @@ def _run(cohort: Path, folder: Path, die: int, **options: float) -> None:
     process.wait(timeout=300)
 
 
-@pytest.mark.parametrize("options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2, "plateau_patience": 0}]
+)
 def test_a_run_killed_in_mid_epoch_ends_with_the_same_history(
     phantom_cohort: Path, tmp_path: Path, options: dict[str, float]
 ) -> None:
