@@ -138,15 +138,15 @@ def as_typed(
     for name, value in values.items():
         words = (word.removeprefix("--config=") for word in arguments)
         typed = [word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}=")]
-        if declared.get(name) != "str" or not typed or typed[-1].startswith(("'", '"')):
+        if declared.get(name) != "str" or not typed:
             continue
         text = "" if value is None else str(value)
-        if text in typed:
+        if text in typed or f"'{text}'" in typed:  # in quotes where Snakemake starts a job by itself
             read[name] = text
         else:
             problems.append(
-                f"parameter `{name}` is {typed[-1]!r}, which Snakemake reads as {value!r}; put it in quotes "
-                f"of its own, {name}=\"'...'\", or begin a folder's name with ./"
+                f"parameter `{name}` is {typed[-1]!r}, which Snakemake reads as {value!r}; begin a folder's "
+                "name with ./, or put a text in quotes in a file, and give that with --configfile"
             )
     if problems:
         raise ParameterError(f"--config: {'; '.join(problems)}")

@@ -471,7 +471,7 @@ def may_draw_phantom(make_phantom: bool | None, cohort: str, profile: str) -> bo
     if make_phantom is not None:
         return make_phantom
     own = profile_of(profile).get("cohort")
-    return own is not None and resolve(cohort) == resolve(own)
+    return own is not None and resolve(cohort).resolve() == resolve(own).resolve()
 
 
 def main(arguments: list[str] | None = None) -> None:
