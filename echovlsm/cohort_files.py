@@ -222,7 +222,7 @@ def decode(path: Path, top: int) -> np.ndarray:
 def listed(values: np.ndarray) -> str:
     """The different values of an array, the first eight of them."""
     found = np.unique(values)
-    return ", ".join(f"{value:.9g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
+    return ", ".join(f"{value:.6g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
 
 
 def _wrong_values(values: np.ndarray, top: int, scaling: tuple[float | None, float | None] | None) -> str:

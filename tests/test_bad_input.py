@@ -1074,7 +1074,7 @@ def a_picture_both_compressed_and_not(place: Place) -> Callable[[], object]:
     return partial(read_cohort, root)
 
 
-@bad(CohortError, "cohrot: no such folder; nearest folder there is: .*/cohort;", "give the folder that")
+@bad(CohortError, "cohrot: no such folder; the nearest folder there is: .*/cohort;", "give the folder that")
 def a_cohort_with_a_typing_error(place: Place) -> Callable[[], object]:
     place.cohort()
     return partial(read_cohort, place.path / "cohrot")

@@ -333,19 +333,21 @@ def test_snakemake_takes_no_folder_for_a_number(project: Path) -> None:
 
 
 def test_a_typing_error_draws_no_phantom(project: Path, tmp_path: Path) -> None:
-    (project / "data" / "cohorts" / "camus").mkdir(parents=True)
+    (tmp_path / "camus").mkdir()
+    cohort, out = tmp_path / "camsu", tmp_path / "out.ipynb"
     command = [
         sys.executable,
         "-m",
         "echovlsm.execute",
         "notebooks/01_cohort.ipynb",
-        str(tmp_path / "out.ipynb"),
+        str(out),
+        "--no-progress",
     ]
-    command += ["-f", "notebooks/profiles/smoke.yaml", "-p", "cohort", "data/cohorts/camsu", "--no-progress"]
+    command += ["-f", "notebooks/profiles/smoke.yaml", "-p", "cohort", str(cohort)]
     result = subprocess.run(
         command, cwd=project, env=_environment(project), capture_output=True, text=True, check=False
     )
     assert result.returncode != 0
-    assert "the nearest folder there is: " in result.stderr
-    assert "data/cohorts/camus;" in result.stderr
-    assert not (project / "data" / "cohorts" / "camsu").exists()
+    assert f"the nearest folder there is: {tmp_path / 'camus'};" in result.stderr
+    assert not cohort.exists()
+    assert not out.exists()
