@@ -592,7 +592,7 @@ def test_no_page_shows_a_mean_of_distances_by_itself() -> None:
     """Pages take such means from `mean_scores`, whose table has the numbers of masks in it."""
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if notebook.stem == "09_real_hearts":
-            continue  # being rewritten; see `test_learning_curves.py`
+            continue  # being rewritten
         code = [
             "".join(c["source"])
             for c in json.loads(notebook.read_text())["cells"]
