@@ -35,18 +35,19 @@ NOTEBOOKS = (
     "10_benchmarks",
 )
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
-PROFILE = str(config.get("profile", config.get("scale", "demo")))
-PROFILE_FILE = f"notebooks/profiles/{PROFILE}.yaml"
 DECLARED = {name: parameters.notebook_parameters(ROOT / source) for name, source in SOURCES.items()}
-CHANGES = {key: value for key, value in config.items() if key not in {"profile", "scale"}}
 ALL_DECLARED = {k: v for declared in DECLARED.values() for k, v in declared.items()}
+TYPED = parameters.as_typed(config, sys.argv, ALL_DECLARED)
+PROFILE = str(TYPED.get("profile", TYPED.get("scale", "demo")))
+PROFILE_FILE = f"notebooks/profiles/{PROFILE}.yaml"
+CHANGES = {key: value for key, value in TYPED.items() if key not in {"profile", "scale"}}
 CHANGES = parameters.coerce(CHANGES, ALL_DECLARED)
 parameters.check_values(CHANGES, ALL_DECLARED, "--config")
 if "run" in CHANGES:
     raise parameters.ParameterError("--config: `run` names one notebook's folder; use papermill or echovlsm.execute")
 VALUES = {**parameters.notebook_defaults(ROOT / SOURCES["04_training"]), **parameters.read_profile(ROOT / PROFILE_FILE), **CHANGES}
-if "profile" in config and "scale" in config:
-    CHANGES["scale"] = config["scale"]
+if "profile" in TYPED and "scale" in TYPED:
+    CHANGES["scale"] = TYPED["scale"]
 
 COHORT = Path(VALUES["cohort"]).name
 GRID_FILE = str(VALUES.get("grid", f"notebooks/grids/{PROFILE}.yaml"))

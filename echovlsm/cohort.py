@@ -10,7 +10,7 @@ and one reader serves them all (`echovlsm.cohort_check` has the layouts). The fr
 | sex, age, quality | ``F``/``M``, whole years, ``good``/``medium``/``poor`` (quality belongs to the view) |
 | image, labels | absolute paths; labels NA where there is no mask |
 | height, width | of the upright picture, pixels |
-| spacing_y, spacing_x | mm a pixel; NA where the header holds only the placeholder 1.0 x 1.0 |
+| spacing_y, spacing_x | mm a pixel; NA where the header holds the placeholder 1.0 x 1.0, or no likely size |
 
 Missing metadata is pandas NA, never a guess. ``frames.attrs`` holds ``meta`` (name, kind, origin, licence,
 seed, parameters) and ``absent`` (patients listed in a split whose folder is not there).
@@ -84,9 +84,10 @@ def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: b
     holds the patients' folders directly: a patient in no list has the split NA.
 
     A broken frame, a patient in two splits or in none is left out with one CohortWarning; a wrong cfg value
-    becomes NA with the same warning; a listed patient without a folder is left out and logged. `strict=True`
-    runs `check_cohort` first and raises CohortError with every problem. CohortError also when nothing is
-    left, when the folder is no whole cohort, or when `split` is unknown or means nothing for this cohort.
+    or an unlikely pixel size becomes NA with the same warning; a listed patient without a folder is left out
+    and logged. `strict=True` runs `check_cohort` first and raises CohortError with every problem. CohortError
+    also when nothing is left, when the folder is no whole cohort, or when `split` is unknown or means nothing
+    for this cohort.
     """
     if split not in ("official", "paper", "any"):
         raise CohortError(f"split is {split!r}; it must be 'official', 'paper' or 'any'")
@@ -121,7 +122,7 @@ def _row(layout: disk.Layout, frame: disk.Found) -> dict[str, Any]:
     patient, view, phase, image, mask, header, info = frame
     spacing: tuple[float | None, float | None] = header.spacing_y, header.spacing_x
     # 1.0 x 1.0 is what a header holds when nobody knew; our writer then also leaves the unit out
-    if spacing == (1.0, 1.0) and not (layout.own and header.in_mm):
+    if spacing == (1.0, 1.0) and header.in_mm and not layout.own:
         spacing = None, None
     place = (layout.meta["name"], patient, view, phase, layout.splits[patient])
     known = (info.get("Sex"), info.get("Age"), info.get("ImageQuality"))
@@ -133,21 +134,21 @@ def _loose_layout(root: str | os.PathLike[str]) -> disk.Layout:
     """The layout of a folder of NIfTI patients with whatever subgroup files there are; else `find_layout`."""
     base = Path(root).expanduser().absolute()
     inner = base / "database_nifti" if (base / "database_nifti").is_dir() else base
-    if (base / disk.INCOMPLETE).exists() or not any(inner.glob("*/*_[24]CH_E[DS].nii.gz")):
+    if (base / disk.INCOMPLETE).exists() or not any(inner.glob("*/*_[24]CH_E[DS].nii*")):
         return disk.find_layout(root)
     base = inner.parent if inner.name == "database_nifti" else inner
     own = (base / "cohort.yaml").is_file()
     meta = (
         disk.read_meta(base / "cohort.yaml")[0] if own else disk.camus_meta("camus", "public NIfTI release")
     )
-    folders = {p.name: p for p in sorted(inner.iterdir()) if any(p.glob(f"{p.name}_*.nii.gz"))}
+    folders = {p.name: p for p in sorted(inner.iterdir()) if any(p.glob(f"{p.name}_*.nii*"))}
     folders = {name: path for name, path in folders.items() if disk.PATIENT_NAME.fullmatch(name)}
     splits: dict[str, Any] = dict.fromkeys(folders, pd.NA)
     for name, file in disk.SPLIT_FILES.items():
         listed = base / "database_split" / file
-        text = listed.read_text(encoding="utf-8", errors="replace") if listed.is_file() else ""
-        splits |= {patient: name for patient in map(str.strip, text.splitlines()) if patient in folders}
-    return disk.Layout(base, ".nii.gz", own, meta, folders, splits)
+        patients = disk.read_list(listed) if listed.is_file() else []
+        splits |= {patient: name for patient in patients if patient in folders}
+    return disk.Layout(base, cohort_files.NIFTI, own, meta, folders, splits)
 
 
 def _use_paper_split(layout: disk.Layout) -> None:
@@ -156,7 +157,7 @@ def _use_paper_split(layout: disk.Layout) -> None:
             f"{layout.root}: split='paper' is defined by CAMUS's patient numbers, which the cohort "
             f"{layout.meta['name']!r} ({layout.meta['kind']}) does not have; use split='official'"
         )
-    if layout.suffix == ".mhd":
+    if ".mhd" in layout.suffixes:
         training = [p for p in layout.splits if not p.startswith(disk.LEGACY_TESTING)]
         first = {p for p in training if p <= "patient0050"}  # by number: right for a part of the release too
     else:
@@ -273,7 +274,7 @@ def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
             f"root: {folder} has no database_split/subgroup_testing.txt; give the folder of the public CAMUS "
             "release (in notebook 07 the parameter `camus`)"
         )
-    names = (path / "subgroup_testing.txt").read_text().split()
+    names = disk.read_list(path / "subgroup_testing.txt")
     if len(set(names)) != 50 or not all(re.fullmatch(r"patient\d{4}", name) for name in names):
         raise CohortError(
             f"root: {path / 'subgroup_testing.txt'} lists {len(set(names))} patients, not CAMUS's 50; "

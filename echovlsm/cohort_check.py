@@ -3,7 +3,8 @@
 `echovlsm.cohort` is the module to use; this one holds what reading and checking share. The layouts known:
 
 - the public CAMUS release: ``database_nifti/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].nii.gz`` with
-  ``Info_{view}.cfg`` beside them, and ``database_split/subgroup_{training,validation,testing}.txt``;
+  ``Info_{view}.cfg`` beside them, and ``database_split/subgroup_{training,validation,testing}.txt``; also
+  with plain ``.nii``;
 - our own cohorts: the same, and a ``cohort.yaml`` that says what the pictures are;
 - the old CAMUS release: ``training/patientXXXX/patientXXXX_{view}_{phase}[_gt].mhd`` with ``.raw``, and
   optionally ``testing/``, whose patients are numbered from 0001 again.
@@ -11,6 +12,7 @@
 Source: Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516, and the two releases themselves.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 from echovlsm import PHASES, VIEWS
 from echovlsm.cohort_files import (
+    NIFTI,
     CohortError,
     Header,
     RangeError,
@@ -41,7 +44,8 @@ LEGACY_TESTING = "testing_"  # keeps old testing patient 1 apart from old traini
 
 PROBLEMS: tuple[str, ...] = (
     *("missing mask", "missing picture", "shape mismatch", "label out of range", "picture out of range"),
-    *("unreadable file", "missing cfg", "malformed cfg", "malformed split file"),
+    *("unreadable file", "file twice", "unlikely pixel size"),
+    *("missing cfg", "malformed cfg", "malformed split file"),
     *("patient in two splits", "patient absent", "patient in no split"),
 )
 """Every value of the column `problem` of `check_cohort`."""
@@ -50,6 +54,8 @@ REMEDIES: dict[str, str] = {
     "missing mask": "copy it again, or use the picture where no mask is needed",
     "missing picture": "copy the cohort again",
     "shape mismatch": "copy both again, or export the mask at the picture's size",
+    "file twice": "take one of the two away",
+    "unlikely pixel size": "export it again with the pixel's size in mm; it is NA until then",
     "missing cfg": "copy it again; without it sex, age and quality are NA",
     "malformed cfg": "correct the line, or take it out: the value is then NA",
     "malformed split file": "correct the line; each holds one patient's folder name",
@@ -86,7 +92,7 @@ class Layout:
     """Where a cohort's files lie, found from its folder alone."""
 
     root: Path
-    suffix: str  # ".nii.gz" or ".mhd"
+    suffixes: tuple[str, ...]  # ends of its files' names: `NIFTI`, or ".mhd"
     own: bool
     meta: dict[str, Any]
     folders: dict[str, Path] = field(default_factory=dict)  # patient -> folder
@@ -96,6 +102,11 @@ class Layout:
     )  # split -> patients, as the split files have it
     expected_frames: int | None = None
     problems: list[Problem] = field(default_factory=list)
+
+    def file_of(self, stem: Path) -> Path:
+        """The file of an image or a mask, whether there is one or not."""
+        paths = [stem.with_name(stem.name + suffix) for suffix in self.suffixes]
+        return next((path for path in paths if path.exists()), paths[0])
 
     def note(self, problem: str, patient: str | None, path: Path, detail: str) -> None:
         """Remember one problem."""
@@ -109,7 +120,10 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
     """Recognise the layout of `root`; CohortError names the remedy when it is none of them or unfinished."""
     base = Path(root).expanduser().absolute()
     if not base.is_dir():
-        raise CohortError(f"{base}: no such folder; give the folder that holds database_nifti/ or training/")
+        raise CohortError(
+            f"{base}: no such folder; {nearest_folder(base)}; give the folder that holds database_nifti/ or "
+            "training/"
+        )
     if base.name == "database_nifti":
         base = base.parent
     if (base / INCOMPLETE).exists():
@@ -126,6 +140,14 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
         f"{base}: neither database_nifti/ (public CAMUS release, EchoVLSM cohort) nor "
         f"training/patientXXXX/*.mhd (old CAMUS release) is here{hint}"
     )
+
+
+def nearest_folder(path: Path) -> str:
+    """What is there in place of a folder that is not: one with nearly its name, else the one above."""
+    above = next(parent for parent in path.parents if parent.is_dir())
+    sought = path.relative_to(above).parts[0]
+    near = difflib.get_close_matches(sought, [p.name for p in above.iterdir() if p.is_dir()], n=1)
+    return f"the nearest folder there is: {above / near[0] if near else above}"
 
 
 def camus_meta(name: str, release: str) -> dict[str, Any]:
@@ -148,14 +170,13 @@ def _nifti_layout(base: Path) -> Layout:
         meta, expected = read_meta(base / "cohort.yaml")
     folders = {p.name: p for p in sorted((base / "database_nifti").iterdir()) if p.is_dir()}
     folders = {name: path for name, path in folders.items() if PATIENT_NAME.fullmatch(name)}
-    layout = Layout(base, ".nii.gz", own, meta, folders, expected_frames=expected)
+    layout = Layout(base, NIFTI, own, meta, folders, expected_frames=expected)
 
     where: dict[str, list[str]] = {}
     for split, file_name in SPLIT_FILES.items():
         path = split_dir / file_name
-        names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
         layout.listed[split] = []
-        for name in dict.fromkeys(filter(None, names)):
+        for name in read_list(path):
             if PATIENT_NAME.fullmatch(name):  # also keeps "../elsewhere" out
                 layout.listed[split].append(name)
                 where.setdefault(name, []).append(split)
@@ -176,8 +197,14 @@ def _nifti_layout(base: Path) -> Layout:
     return layout
 
 
+def read_list(path: Path) -> list[str]:
+    """The different lines of a subgroup file, in order; what is no text shows in them as such."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return list(dict.fromkeys(filter(None, map(str.strip, lines))))
+
+
 def _legacy_layout(base: Path, parts: tuple[str, ...]) -> Layout:
-    layout = Layout(base, ".mhd", False, camus_meta("camus-legacy", "old MetaImage release"))
+    layout = Layout(base, (".mhd",), False, camus_meta("camus-legacy", "old MetaImage release"))
     for part, prefix, split in (("training", "", "train"), ("testing", LEGACY_TESTING, "test")):
         if part in parts:
             for folder in sorted((base / part).glob("patient*")):
@@ -241,7 +268,7 @@ def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
         for view in VIEWS:
             stems = {phase: folder / f"{folder.name}_{view}_{phase}" for phase in PHASES}
             found = {phase: _scan_frame(layout, patient, stems[phase], masked, deep) for phase in PHASES}
-            count = sum(stem.with_name(stem.name + layout.suffix).exists() for stem in stems.values())
+            count = sum(layout.file_of(stem).exists() for stem in stems.values())
             pictures += count
             cfg, info = folder / f"Info_{view}.cfg", {}
             if cfg.exists():
@@ -262,7 +289,12 @@ def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
 def _scan_frame(
     layout: Layout, patient: str, stem: Path, masked: bool, deep: bool
 ) -> tuple[Path, Path | None, Header] | None:
-    image, mask = stem.with_name(stem.name + layout.suffix), stem.with_name(stem.name + "_gt" + layout.suffix)
+    both = stem, stem.with_name(f"{stem.name}_gt")
+    image, mask = map(layout.file_of, both)
+    for one, path in zip(both, (image, mask), strict=True):
+        for other in (one.with_name(one.name + suffix) for suffix in layout.suffixes):
+            if other != path and other.exists():
+                layout.note("file twice", patient, other, f"{path.name} is there too, and that one is read")
     has_image, has_mask = image.exists(), mask.exists()
     if not has_image and (has_mask or not layout.own):
         layout.note("missing picture", patient, image, "no such file")
@@ -282,6 +314,8 @@ def _scan_frame(
                 usable = False
     if any(header.by_us for header in headers.values()) and not layout.own:  # else it would pass for CAMUS
         raise CohortError(f"{layout.root}: written by EchoVLSM, but cohort.yaml is missing; copy it whole")
+    if image in headers and headers[image].doubt:
+        layout.note("unlikely pixel size", patient, image, headers[image].doubt)
     if len(headers) == 2 and headers[mask][:2] != headers[image][:2]:
         detail = f"mask {headers[mask][:2]}, picture {headers[image][:2]} (height, width)"
         layout.note("shape mismatch", patient, mask, detail)

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -159,14 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read_changes(options: argparse.Namespace) -> dict[str, Any]:
     """The parameters that the command line gives."""
     named = {"cohort": options.cohort, "weights": options.weights}
-    return read_pairs(options.parameter) | {name: value for name, value in named.items() if value}
-
-
-def read_pairs(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Names and values of a command line, read as `echovlsm.execute` reads them."""
-    import yaml
-
-    return {name: yaml.safe_load(value) if value else value for name, value in pairs}
+    return dict(options.parameter) | {name: value for name, value in named.items() if value}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -81,8 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
     if status is not None:
         return status
     _without_uri_grammar()
-    import yaml
-
     from echovlsm.parameters import ParameterError, parameters_for, read_profile
 
     parser = argparse.ArgumentParser(
@@ -97,19 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-progress", action="store_true", help="no bar of cells")
     options = parser.parse_args(arguments)
 
-    def read(name: str, value: str) -> Any:
-        """A value as YAML means it: a number, a truth value or text, never an object or an expression."""
-        try:
-            return yaml.safe_load(value) if value else value
-        except yaml.YAMLError as error:
-            raise ParameterError(
-                f"parameter `{name}` is {value!r}, which is no plain value; put text in quotes of its own"
-            ) from error
-
     try:
         profile = read_profile(options.profile) if options.profile else {}
-        changes = {name: read(name, value) for name, value in options.parameter}
-        values = parameters_for(options.notebook, profile, changes)
+        # texts as they were typed: what they are, the notebook declares
+        values = parameters_for(options.notebook, profile, dict(options.parameter))
         execute(options.notebook, options.out, values, progress=not options.no_progress)
     except ParameterError as error:
         print(error, file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Writing: whole or not at all, one process at a time, a full disk said in words.
 Reading: small files that other programs may have broken are read, or refused with one error that names the
-remedy.
+remedy. The mark that some editors put before UTF-8 is no part of a text.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def read_yaml(path: str | Path, error: type[Exception], remedy: str) -> dict[str
         Of the kind `error`: no text, no YAML, a tag that asks for an object, or no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as broken:
         raise error(f"{path}: not readable as YAML ({_short(broken)}); {remedy}") from broken
     return _mapping(content, path, error, remedy)
@@ -267,7 +267,7 @@ def read_yaml(path: str | Path, error: type[Exception], remedy: str) -> dict[str
 def read_json(path: str | Path, error: type[Exception], remedy: str) -> dict[str, Any]:
     """The object in a JSON file; parameters and errors as for `read_yaml`."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as broken:  # UnicodeDecodeError is a ValueError
         raise error(f"{path}: not readable as JSON ({_short(broken)}); {remedy}") from broken
     return _mapping(content, path, error, remedy)

@@ -11,7 +11,7 @@ import ast
 import contextlib
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,15 @@ AT_LEAST: dict[str, float] = {
 ABOVE_ZERO: tuple[str, ...] = ("learning_rate", "sdm_learning_rate", "plateau_factor")
 """Parameters that must be positive."""
 
+NUMBERS_AS_TEXT: tuple[str, ...] = ("seeds",)
+"""Parameters whose text is a list of numbers, one of which a command line may take for a number."""
+
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+_TYPES["bool | None"] = (bool, type(None))
+_TRUTHS: dict[str, bool] = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+}
 
 
 class ParameterError(ValueError):
@@ -87,20 +95,62 @@ def coerce(values: Mapping[str, Any], declared: Mapping[str, str]) -> dict[str, 
     """Read values as the declared types where a command line left no doubt what is meant.
 
     Papermill and Snakemake read `-p variant 0` as a number, `redo=true` and `1e-5` as text, and YAML reads
-    the word no as false. What does not fit stays as it is, for `check_values` to name.
+    the word no as false. What does not fit stays as it is, for `check_values` to name; so does a number where
+    any text could stand, such as a folder's name: what was typed was perhaps `007`, or `2023_01`.
     """
     read = dict(values)
     for name, value in values.items():
         kind = declared.get(name)
-        if kind == "str" and isinstance(value, int) and not isinstance(value, bool):
-            read[name] = str(value)
+        if kind == "str" and type(value) is int:
+            if name in NUMBERS_AS_TEXT or str(value) in CHOICES.get(name, ()):
+                read[name] = str(value)
         elif value is False and "no" in CHOICES.get(name, ()):
             read[name] = "no"
-        elif kind == "bool" and str(value).lower() in ("true", "false"):
-            read[name] = str(value).lower() == "true"
+        elif kind in ("bool", "bool | None") and isinstance(value, str):
+            read[name] = _TRUTHS.get(value.lower(), value)
         elif kind in ("int", "float") and isinstance(value, str):
             with contextlib.suppress(ValueError):
                 read[name] = int(value) if kind == "int" else float(value)
+    return read
+
+
+def as_typed(
+    values: Mapping[str, Any], arguments: Sequence[str], declared: Mapping[str, str]
+) -> dict[str, Any]:
+    """Snakemake's `--config` with texts as they were typed.
+
+    Snakemake takes for a number whatever Python can, `2023_01` too, and reads the rest as YAML.
+
+    Parameters
+    ----------
+    values
+        Names and values as Snakemake read them.
+    arguments
+        The command line's words, before anything read them.
+    declared
+        Names and type hints of all parameters.
+
+    Raises
+    ------
+    ParameterError
+        A text arrived as another one; names all of them.
+    """
+    read, problems = dict(values), []
+    for name, value in values.items():
+        words = (word.removeprefix("--config=") for word in arguments)
+        typed = [word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}=")]
+        if declared.get(name) != "str" or not typed:
+            continue
+        text = "" if value is None else str(value)
+        if text in typed or f"'{text}'" in typed:  # in quotes where Snakemake starts a job by itself
+            read[name] = text
+        else:
+            problems.append(
+                f"parameter `{name}` is {typed[-1]!r}, which Snakemake reads as {value!r}; begin a folder's "
+                "name with ./, or put a text in quotes in a file, and give that with --configfile"
+            )
+    if problems:
+        raise ParameterError(f"--config: {'; '.join(problems)}")
     return read
 
 
@@ -120,8 +170,11 @@ def check_values(values: Mapping[str, Any], declared: Mapping[str, str], where: 
             problems.append(f"unknown parameter `{name}`{hint}")
             continue
         kind = declared[name]
-        if not isinstance(value, _TYPES.get(kind, object)) or (isinstance(value, bool) and kind != "bool"):
-            problems.append(f"parameter `{name}` must be {kind}, not {type(value).__name__} {value!r}")
+        wrong_bool = isinstance(value, bool) and kind not in ("bool", "bool | None")
+        if not isinstance(value, _TYPES.get(kind, object)) or wrong_bool:
+            number = kind == "str" and isinstance(value, int | float) and name not in CHOICES
+            hint = "; put it in quotes (papermill: -r, not -p), or begin a folder with ./" if number else ""
+            problems.append(f"parameter `{name}` must be {kind}, not {type(value).__name__} {value!r}{hint}")
         elif name in CHOICES and value not in CHOICES[name]:
             near = difflib.get_close_matches(str(value), CHOICES[name], n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -166,7 +219,7 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     values = coerce({name: namespace[name] for name in declared}, declared)
     namespace.update(values)
     foreign = {name: value for name, value in injected.items() if name not in declared}
-    profile = _profile_of(values.get("profile"))
+    profile = profile_of(values.get("profile"))
     unknown = {
         name: value for name, value in foreign.items() if name not in profile or profile[name] != value
     }
@@ -174,7 +227,8 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _profile_of(name: str | None) -> dict[str, Any]:
+def profile_of(name: str | None) -> dict[str, Any]:
+    """The values of a profile of `notebooks/profiles`; none where there is no such file."""
     from echovlsm.runs import project_root
 
     path = project_root() / "notebooks" / "profiles" / f"{name}.yaml"

@@ -196,7 +196,7 @@ def words_of_p6(folder: str | os.PathLike[str]) -> pd.DataFrame:
     for cohort, name in PROMPT_FILES.items():
         path = Path(folder) / name
         try:
-            entries = json.loads(path.read_text())
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
             pairs = [(e["prompts"]["p5"][0], e["prompts"]["p6"][0]) for e in entries]
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise PublishedError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from echovlsm import dry_run_checks as checks
 from echovlsm import files, runs
-from echovlsm.dry_run import NOTEBOOKS, add_arguments, dry_run, read_changes, read_pairs, report, settings
+from echovlsm.dry_run import NOTEBOOKS, add_arguments, dry_run, read_changes, report, settings
 from echovlsm.parameters import ParameterError, notebook_parameters
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         changes = read_changes(options)
         whole = settings(options.profile, changes)
-        values = settings(options.profile, {**TWO_STEPS, **changes, **read_pairs(options.here)})
+        values = settings(options.profile, {**TWO_STEPS, **changes, **dict(options.here)})
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ import yaml
 
 from echovlsm import files
 from echovlsm.files import read_yaml
-from echovlsm.parameters import check_parameters
+from echovlsm.parameters import check_parameters, profile_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -470,6 +470,18 @@ def run_path(
     """
     name = f"{model}-{prompt}-{strategy.replace(':', '_')}-{encoders}-seed{seed}"
     return resolve("runs") / profile / Path(cohort).name / name
+
+
+def may_draw_phantom(make_phantom: bool | None, cohort: str, profile: str) -> bool:
+    """Whether a phantom may be drawn where there is no cohort.
+
+    `make_phantom` decides; where it is None, a phantom belongs in the profile's own cohort alone: any other
+    folder that is not there is a typing error.
+    """
+    if make_phantom is not None:
+        return make_phantom
+    own = profile_of(profile).get("cohort")
+    return own is not None and resolve(cohort).resolve() == resolve(own).resolve()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,8 +21,8 @@ Empty masks, decided here and nowhere else:
 | empty | present | 0 | NaN |
 | present | empty | 0 | NaN |
 
-No score is ever infinite. A mean of distances leaves out the NaN rows, so report beside it how many there
-were (columns `empty_pred` and `empty_truth` of `score_table`).
+No score is ever infinite. A mean of distances leaves out the NaN rows, so report beside it over how many of
+the masks it is: `echovlsm.statistics.mean_scores` does.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from echovlsm.scoring import METRICS
+
 Alternative = Literal["two-sided", "greater", "less"]
 
 STRATEGY_ORDER: tuple[str, ...] = ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint")
@@ -215,6 +217,34 @@ def summary(
     return pd.DataFrame(rows).sort_values(by, key=_ranks, kind="stable", ignore_index=True)
 
 
+def mean_scores(scores: pd.DataFrame, by: Sequence[str] = ("structure",)) -> pd.DataFrame:
+    """Means over masks of every score, and beside the distances over how many masks they are.
+
+    A distance exists only where both masks are there (`echovlsm.scoring`), so that its mean leaves out just
+    the masks that failed altogether.
+
+    Args:
+        scores: table of `scoring.score_table`.
+        by: columns that make a row.
+
+    Returns:
+        DataFrame, one row a cell in the scores' order: `scoring.METRICS`, `distances over` (str, such as
+        ``50 of 100``) and `empty predictions`.
+
+    Raises:
+        ValueError: a column is absent, or the table is empty.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    _check_columns(scores, [*by, *METRICS, "empty_pred"])
+    groups = scores.groupby(by, sort=False, observed=True)
+    table = groups[list(METRICS)].mean()
+    # of the three the one that is over fewest: a table from elsewhere may lack one where it has another
+    known = groups[list(METRICS[2:])].count().min(axis=1)
+    table["distances over"] = known.astype(str) + " of " + groups.size().astype(str)
+    table["empty predictions"] = groups["empty_pred"].sum()
+    return table
+
+
 def summary_table(
     scores: pd.DataFrame,
     rows: Sequence[str] = ("model", "strategy"),
@@ -235,7 +265,8 @@ def summary_table(
 
     Returns:
         DataFrame of str; strategies in `STRATEGY_ORDER`, all else in alphabetical order; `N/A` where there is
-        no run.
+        no run. Where some rows have no value (distances of an empty mask) it says over how many the mean is:
+        ``12.3 ± 4.5 (50 of 100)``.
 
     Raises:
         ValueError: a column is absent, the table is empty, or it mixes encoders that the rows do not name.
@@ -248,8 +279,9 @@ def summary_table(
     groups = scores.groupby([*rows, columns], observed=True)[value]
     means, spreads = groups.mean() * scale, groups.std() * scale
     told = [
-        ABSENT if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
-        for mean, sd in zip(means, spreads, strict=True)
+        (ABSENT if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}"))
+        + (f" ({known} of {rows})" if known < rows else "")
+        for mean, sd, known, rows in zip(means, spreads, groups.count(), groups.size(), strict=True)
     ]
     table = pd.Series(told, index=means.index).unstack(columns).fillna(ABSENT)
     return table.sort_index(key=_ranks).sort_index(axis=1, key=_ranks)

@@ -112,6 +112,21 @@ def cosine_rate(share: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
+def _check_schedule(schedule: str, plateau_factor: float, plateau_patience: int, patience: int) -> None:
+    """Raise ValueError for an unknown schedule, or a plateau after which no epoch has the lower rate."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    if not 0 < plateau_factor < 1:
+        raise ValueError(f"plateau_factor: {plateau_factor}; the rate falls by a factor between 0 and 1")
+    # the rate falls after one epoch more than plateau_patience, and one more has to follow at that rate
+    if schedule == "plateau" and patience < plateau_patience + 2:
+        raise ValueError(
+            f"patience: {patience}; training would stop before an epoch at the lower rate, which a "
+            f"plateau_patience of {plateau_patience} brings after {plateau_patience + 1} epochs without "
+            f"progress; give a patience of at least {plateau_patience + 2}, or schedule='cosine'"
+        )
+
+
 def fit(
     model: nn.Module,
     triplets: Triplets,
@@ -177,8 +192,8 @@ def fit(
     FloatingPointError
         The training loss is not finite.
     ValueError
-        `schedule` or `keep` is not known, a count is below 1, `steps` is no multiple of `look_every`, or the
-        learning rate is negative.
+        `schedule` or `keep` is not known, a count is below 1, `steps` is no multiple of `look_every`, the
+        learning rate is negative, or the settings of a plateau contradict each other.
     echovlsm.runs.RunError
         `mixed_precision` is ``fp16``, and there is no GPU.
     echovlsm.files.InUseError
@@ -189,8 +204,7 @@ def fit(
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    _check_schedule(schedule, plateau_factor, plateau_patience, patience)
     if keep not in KEPT:
         raise ValueError(f"keep: {keep!r} is not known; choose one of {', '.join(KEPT)}")
     check_precision(mixed_precision)

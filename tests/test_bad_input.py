@@ -35,7 +35,7 @@ from echovlsm.explorer import ExplorerError, choose_run, trained_runs
 from echovlsm.freshness import BookError
 from echovlsm.grid import GridError, collect, read_grid
 from echovlsm.models import ModelError
-from echovlsm.parameters import ParameterError, check_values, read_profile
+from echovlsm.parameters import ParameterError, as_typed, check_values, read_profile
 from echovlsm.phantom import write_phantom_cohort
 from echovlsm.prompts import PromptError, make_prompt, make_prompts, parse_prompt
 from echovlsm.published import PublishedError, load_scores
@@ -1016,6 +1016,93 @@ def a_mask_scored_twice(place: Place) -> Callable[[], object]:
 @bad(ValueError, "values: 1 of 2 values are NaN", "leave out their pairs")
 def an_interval_of_nan(place: Place) -> Callable[[], object]:
     return partial(bootstrap_interval, [0.5, float("nan")])
+
+
+# --- from the field: what people reported; `test_field_faults.py` has more of each kind -------------------
+
+
+@bad(
+    CohortWarning, rf"unlikely pixel size: .*{PATIENT}_2CH_ED.*308 x 308 and no unit", "export it again with"
+)
+def a_pixel_in_micrometres_without_a_unit(place: Place) -> Callable[[], object]:
+    import nibabel
+
+    root = place.cohort()
+    image = nibabel.Nifti1Image(load_image(first_row(root)).T, np.diag([-308.0, -308.0, 1.0, 1.0]))
+    image.header.set_xyzt_units("unknown")
+    nibabel.save(image, root / PICTURE)
+    return partial(read_cohort, root)
+
+
+@bad(CohortError, rf"{PATIENT}_2CH_ED\.nii\.gz: its values are of the type RGB", "export it in grey")
+def a_picture_in_colour(place: Place) -> Callable[[], object]:
+    root = place.cohort()
+    colours = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(root / PICTURE, np.zeros((64, 78), colours))
+    return partial(load_image, first_row(root))
+
+
+@bad(RangeError, rf"{PATIENT}_2CH_ED_gt.*the scale factor 0\.7 .* give 0, 0\.7", "without a scale factor")
+def labels_behind_a_scale_factor(place: Place) -> Callable[[], object]:
+    root = change_mask(place.cohort(), lambda labels: labels)
+    content = bytearray(gzip.decompress((root / MASK).read_bytes()))
+    content[112:116] = np.float32(0.7).tobytes()  # scl_slope
+    (root / MASK).write_bytes(gzip.compress(bytes(content)))
+    return partial(load_labels, first_row(root))
+
+
+@bad(RangeError, rf"{PATIENT}_2CH_ED_gt.*0, 85, 170, 255 look like labels times 85", "divide them by that")
+def labels_spread_to_be_seen(place: Place) -> Callable[[], object]:
+    root = change_mask(place.cohort(), lambda labels: labels * np.uint8(85))
+    return partial(load_labels, first_row(root))
+
+
+@bad(RangeError, rf"{PATIENT}_2CH_ED_gt.*255 looks like one structure", "store its label instead")
+def one_structure_as_white(place: Place) -> Callable[[], object]:
+    root = change_mask(place.cohort(), lambda labels: (labels == 2) * np.uint8(255))
+    return partial(load_labels, first_row(root))
+
+
+@bad(
+    CohortWarning,
+    rf"file twice: .*{PATIENT}_2CH_ED\.nii: .*\.nii\.gz is there too",
+    "take one of the two away",
+)
+def a_picture_both_compressed_and_not(place: Place) -> Callable[[], object]:
+    root = place.cohort()
+    (root / PICTURE).with_suffix("").write_bytes(gzip.decompress((root / PICTURE).read_bytes()))
+    return partial(read_cohort, root)
+
+
+@bad(CohortError, "cohrot: no such folder; the nearest folder there is: .*/cohort;", "give the folder that")
+def a_cohort_with_a_typing_error(place: Place) -> Callable[[], object]:
+    place.cohort()
+    return partial(read_cohort, place.path / "cohrot")
+
+
+@bad(
+    ParameterError,
+    "`cohort` is '2023_01', which Snakemake reads as 202301",
+    r"begin a folder's name with \./",
+)
+def a_folder_that_reads_as_a_number(place: Place) -> Callable[[], object]:
+    return partial(as_typed, {"cohort": 202301}, ["--config", "cohort=2023_01"], {"cohort": "str"})
+
+
+@bad(ValueError, "patience: 3; training would stop before an epoch at the lower rate", "at least 7")
+def a_plateau_longer_than_the_patience(place: Place) -> Callable[[], object]:
+    return partial(fit, None, None, None, place.path / "state", patience=3, plateau_patience=5)
+
+
+@bad(
+    WeightsError,
+    r"sdm-tiny/model\.safetensors: the configuration has num_classes 6, .* 5;",
+    "give the config",
+)
+def a_denoiser_with_a_class_too_many(place: Place) -> Callable[[], object]:
+    folder = place.weights("sdm-tiny")
+    spoil_json(folder / "config.json", num_classes=6)
+    return partial(load_denoiser, folder)
 
 
 # --- the tests -------------------------------------------------------------------------------------------

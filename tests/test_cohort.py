@@ -529,6 +529,8 @@ def break_everything(root: Path) -> dict[str, str]:
     content = path(2, "4CH_ED").read_bytes()
     path(2, "4CH_ED").write_bytes(content[: len(content) // 2])
     path(2, "4CH_ES_gt").write_bytes(b"no picture")
+    save_release_nifti(path(3, "2CH_ED"), image, spacing=308)
+    path(3, "4CH_ED").with_suffix("").write_bytes(b"the same, unpacked")
     (nifti / "patient0003/Info_2CH.cfg").unlink()
     (nifti / "patient0003/Info_4CH.cfg").write_text("Sex: X\nAge 60\nAge: old\nImageQuality: fine\nEF: 5 %\n")
     shutil.rmtree(nifti / "patient0006")
@@ -542,6 +544,8 @@ def break_everything(root: Path) -> dict[str, str]:
         "label out of range": "patient0002_2CH_ED_gt",
         "picture out of range": "patient0002_2CH_ES",
         "unreadable file": "patient0002_4CH_ED",
+        "file twice": "patient0003_4CH_ED",
+        "unlikely pixel size": "patient0003_2CH_ED",
         "missing cfg": "patient0003/Info_2CH.cfg",
         "malformed cfg": "patient0003/Info_4CH.cfg",
         "malformed split file": "subgroup_testing.txt",
@@ -594,7 +598,14 @@ def test_reading_survives_what_is_broken(broken: tuple[Path, dict[str, str]]) ->
         "patient0005": 4,
     }
     assert table.labels.isna().sum() == 1
-    assert table[table.patient == "patient0003"][["sex", "age", "quality"]].isna().all(axis=None)
+    third = table[table.patient == "patient0003"]
+    assert third[["sex", "age", "quality"]].isna().all(axis=None)
+    assert third.set_index(["view", "phase"]).spacing_y.isna().to_dict() == {
+        ("2CH", "ED"): True,
+        ("2CH", "ES"): False,
+        ("4CH", "ED"): False,
+        ("4CH", "ES"): False,
+    }
     for column, end in (("labels", "2CH_ED_gt"), ("image", "2CH_ES")):
         row = table[table[column].str.endswith(f"patient0002_{end}.nii.gz").fillna(False)].iloc[0]
         with pytest.raises(CohortError, match=f"patient0002_{end}"):

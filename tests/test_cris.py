@@ -113,6 +113,34 @@ def test_the_whole_model_is_the_originals(golden, prefix: str, way: str) -> None
     torch.testing.assert_close(whole, enlarged, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_the_authors_enlarge_with_a_cubic_and_aligned_corners(golden, size: tuple[int, int]) -> None:
+    """Their checkpoints need it: from the same quarter map come other logits, and other masks."""
+    fields, weights, vectors = golden
+    images = torch.nn.functional.interpolate(vectors["image"], size=size)
+    made = {}
+    for way in ("bilinear", "authors"):
+        model = CRIS(CRISConfig(**fields, enlarging=way)).eval()
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            made[way] = model(images, vectors["input_ids"])
+            quarter = model.quarter_logits(images, vectors["input_ids"])[:, None]
+    expected = torch.nn.functional.interpolate(quarter, size, mode="bicubic", align_corners=True)[:, 0]
+    torch.testing.assert_close(made["authors"], expected)
+    # with aligned corners the corners are the quarter map's own
+    torch.testing.assert_close(made["authors"][:, 0, -1], quarter[:, 0, 0, -1])
+    cut = quarter.median()
+    assert ((made["authors"] > cut) != (made["bilinear"] > cut)).any()
+
+
+def test_the_way_of_enlarging_is_kept_with_the_weights(tokenizer, tmp_path: Path) -> None:
+    make(tokenizer, enlarging="authors", padding="authors").save_pretrained(tmp_path / "saved")
+    config = CRIS.from_pretrained(tmp_path / "saved").config
+    assert (config.enlarging, config.padding) == ("authors", "authors")
+    with pytest.raises(ModelError, match="enlarging: 'nearest' is not one of bilinear, authors"):
+        make(tokenizer, enlarging="nearest")
+
+
 def test_the_full_configuration_has_the_papers_size() -> None:
     with torch.device("meta"):
         model = CRIS(CRISConfig())

@@ -44,6 +44,10 @@ def test_an_original_file_of_either_kind_becomes_a_folder(tmp_path: Path) -> Non
         assert all(same[name] for name in encoders)
         assert all(same.values()) == (kind == "cris")
         assert asdict(again.config) == asdict(tiny.config)
+    theirs = full_weights.read_original(
+        tmp_path / "cris.safetensors", tokenizer, config=tiny.config, authors=True
+    )
+    assert asdict(theirs.config) == asdict(tiny.config) | {"padding": "authors", "enlarging": "authors"}
     again = full_weights.read_original(tmp_path / "clip.safetensors", tokenizer, config=tiny.config)
     assert torch.equal(again.proj.state_dict()["txt.weight"], made.proj.state_dict()["txt.weight"])
 

@@ -320,3 +320,34 @@ def test_snakemake_refuses_an_unknown_parameter(project: Path) -> None:
     result = _snakemake(project, "study", "-n", "--config", "scale=smoke", "promt=P1")
     assert result.returncode != 0
     assert "did you mean `prompt`?" in result.stdout + result.stderr
+
+
+def test_snakemake_takes_no_folder_for_a_number(project: Path) -> None:
+    part = ("study", "-n", "-p", "--config", "scale=smoke")
+    result = _snakemake(project, *part, "cohort=2023_01")
+    assert result.returncode != 0
+    assert "`cohort` is '2023_01', which Snakemake reads as 202301" in result.stdout + result.stderr
+    result = _snakemake(project, *part, "cohort=./2023_01")
+    assert result.returncode == 0, result.stderr
+    assert "-p cohort ./2023_01" in result.stdout + result.stderr
+
+
+def test_a_typing_error_draws_no_phantom(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "camus").mkdir()
+    cohort, out = tmp_path / "camsu", tmp_path / "out.ipynb"
+    command = [
+        sys.executable,
+        "-m",
+        "echovlsm.execute",
+        "notebooks/01_cohort.ipynb",
+        str(out),
+        "--no-progress",
+    ]
+    command += ["-f", "notebooks/profiles/smoke.yaml", "-p", "cohort", str(cohort)]
+    result = subprocess.run(
+        command, cwd=project, env=_environment(project), capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert f"the nearest folder there is: {tmp_path / 'camus'};" in result.stderr
+    assert not cohort.exists()
+    assert not out.exists()

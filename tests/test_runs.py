@@ -31,6 +31,7 @@ from echovlsm.runs import (
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DECLARED = {"prompt": "str", "epochs": "int", "learning_rate": "float", "augment": "bool"}
+DECLARED |= dict.fromkeys(("variant", "seeds", "cohort"), "str")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,8 @@ def test_defaults_of_the_notebooks_are_the_demo_profile() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "meant"),
     [
-        ("prompt", 1, "1"),
+        ("variant", 1, "1"),
+        ("seeds", 1, "1"),
         ("augment", "true", True),
         ("augment", "False", False),
         ("learning_rate", "1e-5", 1e-5),

@@ -420,7 +420,7 @@ def test_a_cell_of_one_mask_has_no_spread_and_encoders_may_be_columns() -> None:
     by_encoders = summary_table(both, ("model",), "encoders")
     assert by_encoders.loc["m"].tolist() == ["50.00", "75.00"]
     assert len(summary_table(both, ("model", "encoders"))) == 2
-    assert summary_table(one.assign(dice=np.nan)).loc[("m", "real"), "P1"] == "N/A"
+    assert summary_table(one.assign(dice=np.nan)).loc[("m", "real"), "P1"] == "N/A (0 of 1)"
     with pytest.raises(ValueError, match="the table is empty"):
         summary_table(one[:0])
 

@@ -27,7 +27,7 @@ from echovlsm.synthesis.diffusion import (
     save_denoiser,
     train_diffusion,
 )
-from echovlsm.synthesis.process import to_model, to_pictures
+from echovlsm.synthesis.process import set_steps, to_model, to_pictures
 from echovlsm.synthesis.unet import ConditionError, SemanticUNet, SemanticUNetConfig
 
 LEARNED = SemanticUNetConfig(**{**vars(TINY), "out_channels": 2})
@@ -152,6 +152,44 @@ def test_every_scheduler_finds_the_only_picture_there_is(name: str, prediction: 
     oracle = Oracle(to_model(images).double(), schedule)
     drawn = sample(oracle, schedule, maps, [7], scheduler=name, steps=25)
     assert np.abs(drawn.astype(int) - images).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "heun"])
+@pytest.mark.parametrize("steps", [3, 50, 200, 700])
+def test_times_and_noise_levels_belong_together(name: str, steps: int) -> None:
+    """No two steps tell the network the same time, and each time has the noise that the picture then has."""
+    solver = make_scheduler(name, noise_schedule("v_prediction"))
+    set_steps(solver, steps)
+    times = solver.timesteps.double()
+    assert len(set(times.tolist())) == steps
+    levels = solver.alphas_cumprod.double()
+    logs = 0.5 * ((1 - levels) / levels).log()
+    low = times.floor().long().clamp(max=len(levels) - 2)
+    told = torch.lerp(logs[low], logs[low + 1], times - low)
+    torch.testing.assert_close(told, solver.sigmas[:-1].double().log(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [50, 200, 130])
+def test_many_steps_find_what_the_best_denoiser_of_a_gaussian_finds(steps: int) -> None:
+    """For normal pictures the best denoiser and the end of the process are known in closed form."""
+    schedule, spread = noise_schedule("epsilon"), 0.01
+    levels = schedule.alphas_cumprod.double()
+    log_sigma = 0.5 * ((1 - levels) / levels).log()
+    solver = make_scheduler("dpm-solver++", schedule)
+    set_steps(solver, steps)
+    first, last = solver.sigmas[[0, -2]].double()
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    # dx / d sigma = sigma x / (spread^2 + sigma^2) from the first noise level to the last, then the mean
+    start = x * (1 + first**2).sqrt()
+    expected = start * ((spread**2 + last**2) / (spread**2 + first**2)).sqrt()
+    expected = expected * spread**2 / (spread**2 + last**2)
+    for t in solver.timesteps:
+        low = int(t)
+        high = min(low + 1, len(levels) - 1)
+        sigma = torch.lerp(log_sigma[low], log_sigma[high], float(t) - low).exp()
+        scale = (1 + sigma**2).sqrt()
+        x = solver.step(x * sigma * scale / (spread**2 + sigma**2), t, x).prev_sample
+    assert float(x / expected) == pytest.approx(1, abs=5e-3)
 
 
 def test_a_picture_depends_on_its_own_seed_alone() -> None:

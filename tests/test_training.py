@@ -157,7 +157,9 @@ def _run(cohort: Path, folder: Path, die: int, **options: float) -> None:
 STEPS = {"steps": 9, "look_every": 3, "schedule": "cosine"}
 
 
-@pytest.mark.parametrize("options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2}, STEPS])
+@pytest.mark.parametrize(
+    "options", [{}, {"epochs": 4, "min_delta": 0.5, "patience": 2, "plateau_patience": 0}, STEPS]
+)
 def test_a_run_killed_in_mid_epoch_ends_with_the_same_history(
     phantom_cohort: Path, tmp_path: Path, options: dict[str, float]
 ) -> None:

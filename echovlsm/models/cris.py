@@ -8,6 +8,11 @@ decoder attended to every padding token. ``padding="attention"`` (the default he
 mask says, or what follows the end-of-text token where there is none; ``padding="authors"`` compares with
 `padding_token_id` and pads every prompt to `word_len`, as the study did.
 
+**Enlarging.** The decoder's map has a quarter of the side. ``enlarging="bilinear"`` (the default here) brings
+it to full size by pixel areas; ``enlarging="authors"`` as the code of the study does, bicubically with
+aligned corners, before loss and threshold. Aligned corners move what lies at the border by one and a half
+pixels, and a bicubic map overshoots beside an outline, so that one checkpoint gives other masks.
+
 **Batch normalisation.** In training the neck normalises the sentences of all (picture, prompt) pairs over
 the batch. Where a batch holds one sentence only (level P0, or a single pair) that would hide it from the
 neck, and the running statistics would lag behind an encoder that learns; the running statistics are used and
@@ -373,12 +378,15 @@ class CRIS(nn.Module):
         Returns
         -------
         Tensor
-            Logits at input size, (B, H, W) or (B, S, H, W): `quarter_logits`, enlarged bilinearly.
+            Logits at input size, (B, H, W) or (B, S, H, W): `quarter_logits`, enlarged as the configuration
+            says.
         """
         logits = self.quarter_logits(pixel_values, input_ids, attention_mask, features)
         flat = logits.reshape(-1, 1, *logits.shape[-2:])
         size = tuple(pixel_values.shape[-2:])
-        whole = functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+        theirs = self.config.enlarging == "authors"
+        mode = "bicubic" if theirs else "bilinear"
+        whole = functional.interpolate(flat, size=size, mode=mode, align_corners=theirs)
         return whole.view(*logits.shape[:-2], *size)
 
 

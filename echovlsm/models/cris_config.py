@@ -9,6 +9,9 @@ from echovlsm.models import ModelError
 PADDINGS: tuple[str, ...] = ("attention", "authors")
 """How padding tokens are told from words (see `echovlsm.models.cris`)."""
 
+ENLARGINGS: tuple[str, ...] = ("bilinear", "authors")
+"""How the decoder's map becomes logits at full size (see `echovlsm.models.cris`)."""
+
 
 @dataclass(frozen=True)
 class CRISConfig:
@@ -34,6 +37,8 @@ class CRISConfig:
         Side in pixels of the pictures that the model is meant for.
     padding, padding_token_id
         One of `PADDINGS`; the id counts for ``authors`` only.
+    enlarging
+        One of `ENLARGINGS`.
 
     Raises
     ------
@@ -62,6 +67,7 @@ class CRISConfig:
     image_size: int = 416
     padding: str = "attention"
     padding_token_id: int = 0
+    enlarging: str = "bilinear"
 
     def __post_init__(self) -> None:
         for name in ("vision_layers", "fpn_in", "fpn_out"):
@@ -71,6 +77,10 @@ class CRISConfig:
         rules = [
             (self.model == "CRIS", f"model: {self.model!r} is not CRIS"),
             (self.padding in PADDINGS, f"padding: {self.padding!r} is not one of {', '.join(PADDINGS)}"),
+            (
+                self.enlarging in ENLARGINGS,
+                f"enlarging: {self.enlarging!r} is not one of {', '.join(ENLARGINGS)}",
+            ),
             (len(self.vision_layers) == 4, f"vision_layers: {self.vision_layers} are not four stages"),
             (width % 2 == 0, f"vision_width: {width} is odd"),
             (

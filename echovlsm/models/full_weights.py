@@ -7,6 +7,7 @@ which a fresh CRIS is built. The released CLIPSeg, ``CIDAS/clipseg-rd64-refined`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,11 +87,16 @@ def random_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -
 
 
 def read_original(
-    file: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0, config: CRISConfig | None = None
+    file: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    config: CRISConfig | None = None,
+    authors: bool = False,
 ) -> CRIS:
     """CRIS from an original file: its own checkpoint, or CLIP's RN50 under a fresh neck and decoder.
 
-    `seed` decides what is fresh; without a `config` it is that of the study.
+    `seed` decides what is fresh; without a `config` it is that of the study. With `authors` padding and
+    enlarging are those of the study's code (`echovlsm.models.cris`), which its numbers were made with.
 
     Raises
     ------
@@ -100,6 +106,8 @@ def read_original(
     from echovlsm.models.cris import CRIS
     from echovlsm.models.cris_weights import read_tensors
 
+    if authors:
+        config = replace(config or CRISConfig(), padding="authors", enlarging="authors")
     if any(key.startswith("backbone.") for key in read_tensors(file)):
         return CRIS.from_checkpoint(file, config, tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -180,9 +188,12 @@ def convert(
     tokenizer: _Tokenizer = "openai/clip-vit-base-patch32",
     merges: _Merges = None,
     seed: Annotated[int, typer.Option(help="of what RN50 lacks: neck and decoder")] = 0,
+    authors: Annotated[
+        bool, typer.Option("--authors", help="padding and enlarging as in the study's code")
+    ] = False,
 ) -> None:
     """Make a CRIS folder from an original file."""
-    _write(lambda: read_original(file, read_tokenizer(tokenizer, merges), seed), folder)
+    _write(lambda: read_original(file, read_tokenizer(tokenizer, merges), seed, authors=authors), folder)
 
 
 def _write(make, folder: Path) -> None:

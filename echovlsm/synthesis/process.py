@@ -173,3 +173,17 @@ def make_scheduler(name: str, schedule: Any) -> Any:
     if name == "heun":
         return diffusers.HeunDiscreteScheduler(**common, use_karras_sigmas=True, clip_sample=True)
     raise ValueError(f"scheduler: {name!r} is not known; choose one of {', '.join(SCHEDULERS)}")
+
+
+def set_steps(solver: Any, steps: int) -> None:
+    """Choose a solver's number of steps, its times those of its noise levels.
+
+    The multistep solvers cut their times to whole steps and leave the noise levels where they were, between
+    two. The network would be told up to a whole step too little, and at 200 steps 28 times the same twice.
+    """
+    solver.set_timesteps(steps)
+    if hasattr(solver, "sigmas") and not solver.timesteps.is_floating_point():
+        levels = solver.alphas_cumprod.double().numpy()
+        logs = np.log((1 - levels) / levels) / 2  # linear between two steps, as the solvers have it
+        times = np.interp(solver.sigmas[:-1].double().log().numpy(), logs, np.arange(len(logs)))
+        solver.timesteps = torch.from_numpy(times)

@@ -31,7 +31,7 @@ import numpy as np
 
 from echovlsm import PHASES, VIEWS
 from echovlsm import cohort_check as disk
-from echovlsm.cohort_files import CohortError, RangeError
+from echovlsm.cohort_files import CohortError, RangeError, listed
 from echovlsm.synthesis.labels import from_sector_map
 
 if TYPE_CHECKING:
@@ -152,15 +152,10 @@ def load_released_labels(path: Path, order: str, step: float) -> np.ndarray:
     classes = _classes(values, step)
     if classes is None or (order == "camus" and classes.max() > 3):
         raise RangeError(
-            f"{path}: grey values {_listed(values)} are not those of its folder ({order} order, "
+            f"{path}: grey values {listed(values)} are not those of its folder ({order} order, "
             f"step {step:g}); correct the file, or give read_released(labels=...) if the order was mistaken"
         )
     return classes if order == "camus" else from_sector_map(classes, str(path))
-
-
-def _listed(values: np.ndarray) -> str:
-    found = np.unique(values)
-    return ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
 
 
 # --- label convention --------------------------------------------------------------------------------------
@@ -214,7 +209,7 @@ def detect_order(
     if len(steps) != 1:
         why = "fit several spreads" if steps else "are neither classes 0-4 nor classes spread over 0-255"
         raise CohortError(
-            f"{where}: the grey values {_listed(values)} {why} (steps {', '.join(f'{s:g}' for s in STEPS)}); "
+            f"{where}: the grey values {listed(values)} {why} (steps {', '.join(f'{s:g}' for s in STEPS)}); "
             "store the classes as 0, 1, 2, ..."
         )
     seen = Counter(order_of(_classes(mask, steps[0])) for mask in decoded)
@@ -224,7 +219,7 @@ def detect_order(
     if len(certain) != 1:
         raise CohortError(
             f"{where}: the label order is ambiguous, of {len(decoded)} masks with the grey values "
-            f"{_listed(values)} {seen['camus']} show CAMUS order (2 surrounds 1), {seen['sector']} sector "
+            f"{listed(values)} {seen['camus']} show CAMUS order (2 surrounds 1), {seen['sector']} sector "
             f"order (4 is there, or 3 surrounds 1), {seen[None]} neither; look at them and give "
             "echovlsm.synthesis.released.read_released(root, labels='camus') or labels='sector'"
         )

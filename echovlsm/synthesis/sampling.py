@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from echovlsm import files
 from echovlsm.synthesis.labels import check_sector_map, from_sector_map, perturbed_maps
-from echovlsm.synthesis.process import SCHEDULERS, make_scheduler, to_pictures
+from echovlsm.synthesis.process import SCHEDULERS, make_scheduler, set_steps, to_pictures
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
 from echovlsm.synthesis.weights import load_denoiser
 
@@ -85,7 +85,7 @@ def sample(
     device = next(model.parameters()).device
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     solver = make_scheduler(scheduler, schedule)
-    solver.set_timesteps(steps)
+    set_steps(solver, steps)
     condition = _condition(model, torch.as_tensor(maps).to(device))
     empty = _condition(model, torch.full_like(torch.as_tensor(maps[:1]).long(), DROPPED).to(device))
     channels = model.config.in_channels

@@ -6,6 +6,7 @@ diffusers' `scheduler_config.json` (schedule, prediction type, variance).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -48,12 +49,44 @@ def load_state(model: SemanticUNet, tensors: dict[str, Tensor], source: str | Pa
     other = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     if absent or extra or other:
         first = (absent + extra + other)[0]
+        shapes = [tuple(found[first].shape) if first in found else "none" for found in (tensors, own)]
+        field = _wrong_field(model.config, own, tensors)
         raise WeightsError(
-            f"{source}: {len(absent)} tensors are missing, {len(extra)} unknown, {len(other)} of another "
-            f"shape (first: {first}); give the configuration that the weights were made with"
+            f"{source}: {field}{len(absent)} tensors are missing, {len(extra)} unknown, {len(other)} of "
+            f"another shape (first: {first}, {shapes[0]} for {shapes[1]}); give the configuration that the "
+            "weights were made with"
         )
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _wrong_field(config: SemanticUNetConfig, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """Which one field of a configuration keeps weights from fitting, and both its values; "" where none does.
+
+    Tried out: each whole number of the configuration is changed as the sizes of tensors differ.
+    """
+    sizes = {
+        pair
+        for name in own.keys() & tensors.keys()
+        for pair in zip(own[name].shape, tensors[name].shape, strict=False)
+        if pair[0] != pair[1]
+    }
+    found = {name: value.shape for name, value in tensors.items()}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, bool):
+            others = {not value}
+        elif isinstance(value, int):
+            others = {value + there - here for here, there in sizes} | {value - 1, value + 1}
+            others |= {value * there // here for here, there in sizes}
+        else:
+            others = set()
+        # a field of a few, such as blocks a level, is not tried at hundreds
+        for other in sorted(number for number in others if number is False or 0 < number <= 4 * value + 8):
+            with contextlib.suppress(ValueError), torch.device("meta"):  # fields that do not fit each other
+                other_model = SemanticUNet(dataclasses.replace(config, **{name: other}))
+                if {key: tensor.shape for key, tensor in other_model.state_dict().items()} == found:
+                    return f"the configuration has {name} {value}, these weights have {other}; "
+    return ""
 
 
 def load_checkpoint(file: str | Path, config: SemanticUNetConfig) -> SemanticUNet:
@@ -120,7 +153,7 @@ def load_denoiser(weights: str | Path) -> tuple[SemanticUNet, Any]:
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    fields = json.loads(file.read_text())
+    fields = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(fields, dict):
         raise TypeError(f"{type(fields).__name__} where names with values are needed")
     return fields
