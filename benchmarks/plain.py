@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlsm import STRUCTURES
+from echovlsm.augmentation import Change
 from echovlsm.cohort import load_labels
 from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_parts import pixel_positions, word_positions
@@ -211,3 +212,19 @@ def ddpm(model: nn.Module, schedule: Any, maps: np.ndarray, seed: int, calls: in
         output = model(x, torch.full((len(x),), float(t)), labels)
         x = solver.step(output, t, x, generator=generator).prev_sample
     return to_pictures(x)
+
+
+# -- augmentation ---------------------------------------------------------------------------------------
+
+
+def changed_by_monai(image: Tensor, labels: Tensor, change: Change) -> tuple[Tensor, Tensor]:
+    """One image and its labels, uint8 (H, W) both, by MONAI's transforms: MetaTensors."""
+    from monai.transforms import AdjustContrast, Affine, ScaleIntensity
+
+    moved = {"rotate_params": change.rotation, "shear_params": change.shear, "padding_mode": "zeros"}
+    moved |= {"translate_params": change.shift, "scale_params": change.scale, "image_only": True}
+    grey = Affine(**moved, mode="bilinear")(image[None].float())
+    grey = ScaleIntensity(minv=None, maxv=None, factor=change.factor - 1)(AdjustContrast(change.gamma)(grey))
+    found = Affine(**moved, mode="nearest")(labels[None].float())
+    image, labels = (values[0].clamp(0, 255).round().to(torch.uint8) for values in (grey, found))
+    return image, labels

@@ -21,6 +21,7 @@ from echovlsm.models.cris_parts import Projector, convolve_doubled
 QUICK = setups.Settings(quick=True, threads=1)
 SAID = {
     "training": {"clipseg-frozen", "clipseg-unfrozen", "clipseg-unfrozen-batch", "clipseg-tiny-unfrozen"},
+    "augmentation": {"augmented-epoch"},
     "cris": {"cris-scoring"},
     "scoring": {"scores"},
     "cohorts": {"prompts"},

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.plain import changed_by_monai
 from echovlsm import STRUCTURES
 from echovlsm.augmentation import Change, augment, draw_change
 from echovlsm.cohort import load_image, load_labels
@@ -124,18 +125,6 @@ def test_held_out_patients_come_from_training_and_leave_the_rest_alone(phantom_f
         hold_out(phantom_frames, 1.5, seed=0)
 
 
-def _changed_by_monai(image: torch.Tensor, labels: torch.Tensor, change: Change) -> list[torch.Tensor]:
-    """One image and its labels, by the transforms that `echovlsm.augmentation` follows."""
-    from monai.transforms import AdjustContrast, Affine, ScaleIntensity
-
-    moved = {"rotate_params": change.rotation, "shear_params": change.shear, "padding_mode": "zeros"}
-    moved |= {"translate_params": change.shift, "scale_params": change.scale, "image_only": True}
-    grey = Affine(**moved, mode="bilinear")(image[None].float())
-    grey = ScaleIntensity(minv=None, maxv=None, factor=change.factor - 1)(AdjustContrast(change.gamma)(grey))
-    found = Affine(**moved, mode="nearest")(labels[None].float())
-    return [values.as_tensor()[0].clamp(0, 255).round().to(torch.uint8) for values in (grey, found)]
-
-
 @pytest.mark.parametrize("size", [48, 63])
 def test_a_batch_is_augmented_as_by_monai(phantom_frames: pd.DataFrame, size: int) -> None:
     rows = list(phantom_frames.itertuples())
@@ -143,10 +132,10 @@ def test_a_batch_is_augmented_as_by_monai(phantom_frames: pd.DataFrame, size: in
     labels = torch.stack([resize_labels(load_labels(row), size) for row in rows])
     changes = [draw_change(np.random.default_rng(number), size) for number in range(len(rows))]
     assert len({change.gamma for change in changes}) > 3
-    parts = [_changed_by_monai(*one) for one in zip(images, labels, changes, strict=True)]
+    parts = [changed_by_monai(*one) for one in zip(images, labels, changes, strict=True)]
     grey, found = augment(images, labels, changes)
-    assert (grey.int() - torch.stack([image for image, _ in parts]).int()).abs().max() <= 1
-    assert (found == torch.stack([label for _, label in parts])).float().mean() >= 0.999
+    assert (grey.int() - torch.stack([image.as_tensor() for image, _ in parts]).int()).abs().max() <= 1
+    assert (found == torch.stack([label.as_tensor() for _, label in parts])).float().mean() >= 0.999
     unchanged = augment(images, labels, [Change()] * len(rows))
     assert torch.equal(unchanged[0], images)
     assert torch.equal(unchanged[1], labels)
