@@ -86,8 +86,7 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows).T, pd.DataFrame(tables).reindex(tables[files[0].stem].index)
 
 
-# The challenge's table (Leclerc et al. 2019), transcribed and not verified: end diastole, end systole.
-_PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
+YARDSTICK: dict[tuple[str, str], tuple[float, float]] = {
     ("left ventricular cavity", "nnU-Net"): (0.952, 0.935),
     ("left ventricular cavity", "U-Net (Leclerc)"): (0.936, 0.912),
     ("left ventricular cavity", "one cardiologist, twice"): (0.945, 0.930),
@@ -97,6 +96,7 @@ _PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("left atrium cavity", "nnU-Net"): (0.902, 0.935),
     ("left atrium cavity", "U-Net (Leclerc)"): (0.889, 0.918),
 }
+"""Dice at end diastole and systole in the challenge's table (Leclerc et al. 2019); not verified."""
 
 
 def yardstick(ours: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +113,7 @@ def yardstick(ours: pd.DataFrame) -> pd.DataFrame:
         A row a structure, columns (source, phase); the myocardium's ring, which challenges do not score, is
         not in it.
     """
-    table = pd.DataFrame(_PUBLISHED, index=["ED", "ES"]).T.unstack(1).swaplevel(axis=1)
+    table = pd.DataFrame(YARDSTICK, index=["ED", "ES"]).T.unstack(1).swaplevel(axis=1)
     for phase in ("ED", "ES"):
         table["main run", phase] = ours[phase].reindex(table.index) if phase in ours else np.nan
     order = ("nnU-Net", "U-Net (Leclerc)", "one cardiologist, twice", "main run")

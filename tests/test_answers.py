@@ -207,7 +207,8 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
 def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Records, tmp_path: Path) -> None:
     few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.block == "budget"])
     for records in (whole, few):
-        figure = answer_figures.plot_budget(answers.budget_points(records))
+        cavity = answers.budget_points(records, ["left ventricular cavity"])
+        figure = answer_figures.plot_budget(answers.budget_points(records), cavity)
         assert figure.axes[0].get_legend_handles_labels()[1]
         answer_figures.plot_gains(answers.budget_gains(records))
         answer_figures.plot_worth(answers.patients_saved(records))

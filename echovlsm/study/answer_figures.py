@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from echovlsm.figures import STRATEGY_COLOURS
+from echovlsm.real_figures import YARDSTICK
 from echovlsm.study.answer_text import NAMES
 from echovlsm.study.answers import STRATEGIES
 from echovlsm.study.plan import ALL
@@ -27,12 +28,7 @@ COLOURS: dict[str, str] = {
 
 MARKS: dict[str, str] = dict(zip(COLOURS, "osD^v", strict=True))
 
-CEILING: dict[str, tuple[float, float]] = {
-    "left ventricular cavity": (0.945, 0.930),
-    "epicardium": (0.957, 0.951),
-}
-"""Dice of one cardiologist against himself at end diastole and end systole; transcribed from the challenge's
-table (Leclerc et al. 2019), not verified."""
+OBSERVER = "one cardiologist, twice"
 
 
 def _size_axis(axes: Axes, sizes: list[int]) -> None:
@@ -42,50 +38,43 @@ def _size_axis(axes: Axes, sizes: list[int]) -> None:
     axes.set_xlabel("annotated patients (logarithmic)")
 
 
-def plot_budget(points: pd.DataFrame, ceiling: float | None = None) -> Figure:
-    """Dice against annotated patients, an arm a line.
+def plot_budget(points: pd.DataFrame, cavity: pd.DataFrame) -> Figure:
+    """Dice against annotated patients, an arm a line: mean of the three structures, and the cavity alone.
 
     Parameters
     ----------
-    points
-        Of `answers.budget_points`.
-    ceiling
-        Dice to which cardiologists agree with themselves, drawn as a line.
+    points, cavity
+        Of `answers.budget_points`, of all structures and of the left ventricular cavity: for this one it is
+        known how well a cardiologist agrees with himself, which no model can be shown to pass.
 
-    Bands: intervals over patients and seeds; where there is one seed, points are hollow.
+    Bars: intervals over patients and seeds; where there is one seed, marks are hollow.
     """
-    figure, axes = plt.subplots(figsize=(8, 4.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), width_ratios=(1.25, 1))
     arms = [arm for arm in COLOURS if arm in set(points["arm"])]
-    for place, arm in enumerate(arms):
-        part = points[points["arm"] == arm].sort_values("patients")
-        x = part["patients"].to_numpy() * 1.03 ** (place - len(arms) / 2)
-        colour = COLOURS[arm]
-        axes.errorbar(
-            x,
-            part["dice"],
-            (part["dice"] - part["low"], part["high"] - part["dice"]),
-            color=colour,
-            linewidth=1.4,
-            elinewidth=1,
-            label=NAMES[arm],
-            marker=MARKS[arm],
-            markersize=5,
-            markerfacecolor=colour if part["seeds"].max() > 1 else "white",
-        )
-    _size_axis(axes, sorted(int(size) for size in points["patients"].unique()))
-    if ceiling is not None:
-        axes.axhline(ceiling, color="#555555", linestyle="--", linewidth=1)
-        axes.annotate(
-            "one cardiologist against himself (cavity)",
-            (0.01, ceiling),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=8,
-            color="#555555",
-        )
-    axes.set_ylabel("mean Dice, validation patients")
-    axes.legend(loc="lower right", fontsize=9)
+    for axes, table in ((left, points), (right, cavity)):
+        for place, arm in enumerate(arms):
+            part = table[table["arm"] == arm].sort_values("patients")
+            axes.errorbar(
+                part["patients"].to_numpy() * 1.03 ** (place - len(arms) / 2),
+                part["dice"],
+                (part["dice"] - part["low"], part["high"] - part["dice"]),
+                color=COLOURS[arm],
+                linewidth=1.4,
+                elinewidth=1,
+                label=NAMES[arm],
+                marker=MARKS[arm],
+                markersize=5,
+                markerfacecolor=COLOURS[arm] if part["seeds"].max() > 1 else "white",
+            )
+        _size_axis(axes, sorted(int(size) for size in table["patients"].unique()))
+    ceiling = np.mean(YARDSTICK["left ventricular cavity", OBSERVER])
+    right.axhline(ceiling, color="#555555", linestyle="--", linewidth=1)
+    style = {"textcoords": "offset points", "fontsize": 8, "color": "#555555"}
+    where = right.get_yaxis_transform()
+    right.annotate("a cardiologist against himself", (0.02, ceiling), (0, 4), where, **style)
+    left.set_ylabel("mean Dice, validation patients")
+    right.set(ylabel="Dice of the left ventricular cavity", ylim=(None, ceiling + 0.03))
+    left.legend(loc="lower right", fontsize=9)
     return figure
 
 
@@ -181,7 +170,7 @@ def plot_doubling(table: pd.DataFrame, rate: float, size: int, chosen: int) -> F
     axes.minorticks_off()
     axes.margins(x=0.12)
     axes.set(xlabel="optimiser steps of both cycles", ylabel="Dice, held-out patients")
-    axes.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     return figure
 
 

@@ -187,8 +187,8 @@ BUDGET = {"model": "cris", "prompt": "P1", "encoders": "unfrozen"}
 ARMS: tuple[str, ...] = ("nothing", "phantom", "diffusion", "diffusion+phantom", "diffusion-few")
 
 
-def budget_points(records: Records, part: str = VALIDATION) -> pd.DataFrame:
-    """Mean Dice of each arm and number of annotated patients.
+def budget_points(records: Records, structures: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean Dice of each arm and number of annotated patients, of all three structures or of some.
 
     Returns
     -------
@@ -199,7 +199,7 @@ def budget_points(records: Records, part: str = VALIDATION) -> pd.DataFrame:
     rows = []
     for arm in ARMS:
         for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
-            values = records.matrix(part, arm=arm, patients=patients, **BUDGET)
+            values = records.matrix(structures=structures, arm=arm, patients=patients, **BUDGET)
             low, high = interval(crossed(values))
             seeds = values.mean(axis=1)
             row = {
