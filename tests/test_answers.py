@@ -212,7 +212,7 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
         assert figure.axes[0].get_legend_handles_labels()[1]
         answer_figures.plot_gains(answers.budget_gains(records))
         answer_figures.plot_worth(answers.patients_saved(records))
-        answer_figures.plot_doubling(answers.doubling(records), 1e-3, 64, 4800)
+        answer_figures.plot_doubling(answers.doubling(records), records.recipe.rate, 64, 4800)
         answer_figures.plot_curves(answer_text.learning_curves(records), 0.8)
     import matplotlib.pyplot as plt
 

@@ -54,7 +54,7 @@ class Recipe:
     first: int = 2400
     second: int = 2400
     batch_size: int = 8
-    rate: float = 1e-3
+    rate: float = 2e-3
     weight_decay: float = 1e-3
     augment: bool = True
     look_every: int = 100
@@ -221,17 +221,13 @@ def doubling(recipe: Recipe) -> list[Run]:
     """Half and twice the steps, other rates and a larger image: what the choice of the recipe rests on."""
     half = replace(recipe, first=recipe.first // 2, second=recipe.second // 2)
     twice = replace(recipe, first=recipe.first * 2, second=recipe.second * 2)
-    others = [replace(half, rate=rate) for rate in (recipe.rate / 2, recipe.rate * 2)]
-    others.append(replace(half, image_size=96))
-    block = "recipe"
-    runs = [real_run(block, NOTHING, None, size, 0, half, choice=True) for size in (25, ALL, 5)]
-    runs += [
-        real_run(block, NOTHING, None, size, 0, how, choice=True) for how in others for size in (25, ALL)
-    ]
-    block = "doubling"
+    rates = [replace(half, rate=recipe.rate * factor) for factor in (1, 0.5, 2, 0.25)]
+    trials = [(how, size) for how in rates[:2] for size in (25, ALL, 5)]
+    trials += [(how, size) for how in (*rates[2:], replace(half, image_size=96)) for size in (25, ALL)]
+    runs = [real_run("recipe", NOTHING, None, size, 0, how, choice=True) for how, size in trials]
     for size in (25, 5, ALL):
-        runs.append(real_run(block, NOTHING, None, size, 0, twice, choice=True))
-        runs.append(real_run(block, PHANTOM, Source(PHANTOM), size, 0, twice, choice=True))
+        for arm, source in ((NOTHING, None), (PHANTOM, Source(PHANTOM))):
+            runs.append(real_run("doubling", arm, source, size, 0, twice, choice=True))
     return runs
 
 
