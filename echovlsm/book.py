@@ -24,6 +24,7 @@ import typer
 import yaml
 
 from echovlsm import book_reliability, book_tables, runs
+from echovlsm.files import read_yaml
 from echovlsm.freshness import (
     UNKNOWN,
     BookError,
@@ -143,8 +144,9 @@ def stage(
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(root / "book", out / "book", ignore=shutil.ignore_patterns(".*", "_generated"))
     shutil.copytree(root / "cluster", out / "cluster")
-    for name in ("_config.yml", "_toc.yml", "CITATION.cff"):
+    for name in ("_toc.yml", "CITATION.cff"):
         shutil.copy(root / name, out / name)
+    (out / "_config.yml").write_text(yaml.safe_dump(_settings(root), sort_keys=False, allow_unicode=True))
 
     cohort_digest.cache_clear()
     facts, shown = [], {}
@@ -173,6 +175,19 @@ def stage(
         line = prose_line(root, root / f"{page}.md")
         (out / f"{page}.md").write_text(f"{text.rstrip()}\n\n{_box('freshness', line)}\n")
     return facts
+
+
+def _settings(root: Path) -> dict[str, Any]:
+    """`_config.yml`, with buttons that lead to a repository only where it names one."""
+    settings = read_yaml(root / "_config.yml", BookError, "restore it")
+    there = bool((settings.get("repository") or {}).get("url"))
+    if not there:
+        for name in ("repository", "launch_buttons"):
+            settings.pop(name, None)
+    settings.setdefault("html", {})["use_repository_button"] = there
+    options = settings.setdefault("sphinx", {}).setdefault("config", {}).setdefault("html_theme_options", {})
+    options["use_download_button"] = there
+    return settings
 
 
 def _box(classes: str, text: str) -> str:

@@ -187,6 +187,30 @@ def test_book_builds_every_page_and_asks_no_other_host(project: Path, executed: 
     assert list((vendor / "mathjax").rglob("*.woff"))
 
 
+def _links(page: Path) -> list[str]:
+    """Where the buttons in a page's header lead."""
+    header = page.read_text().split('<div class="article-header-buttons">')[1].split("</article>")[0]
+    return re.findall(r'<a href="([^"]+)"[^>]*\bbtn\b', header.split("<h1>")[0])
+
+
+def test_buttons_lead_to_the_repository_that_is_named_and_else_there_are_none(
+    project: Path, executed: dict[str, Path]
+) -> None:
+    html = book.build("demo", executed, project / "plain", root=project).parent
+    assert _links(html / "notebooks" / "01_cohort.html") == []
+    url = "https://github.com/somebody/hearts"
+    settings = (project / "_config.yml").read_text()
+    (project / "_config.yml").write_text(f"{settings}\nrepository:\n  url: {url}\n  branch: main\n")
+    html = book.build("demo", executed, project / "named", root=project).parent
+    links = _links(html / "notebooks" / "01_cohort.html")
+    assert url in links
+    assert any("mybinder.org" in link and "somebody/hearts/main" in link for link in links)
+    inner = [link for link in links if not link.startswith("http")]
+    assert inner
+    for link in inner:
+        assert (html / "notebooks" / link.split("#")[0]).resolve().exists(), link
+
+
 def test_page_is_fresh_until_something_it_depends_on_changes(
     project: Path, executed: dict[str, Path]
 ) -> None:
