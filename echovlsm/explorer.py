@@ -459,3 +459,9 @@ def level_names() -> dict[str, str]:
         added = set(attributes_of(level)) - set(attributes_of(before))
         names[level] = f"{level} · {', '.join(sorted(added))}"
     return names
+
+
+if __name__ == "__main__":
+    from echovlsm.explorer_export import app
+
+    app(prog_name="python -m echovlsm.explorer")
