@@ -149,7 +149,7 @@ def _run(folder: Path, status: str, value: float, model: str = "clipseg", **othe
     folder.mkdir(parents=True)
     parameters = {"model": model, "prompt": "P1", "encoders": "frozen", "seed": 1, "profile": "smoke"}
     record = {"status": status, "scale": "smoke", "cohort": "phantom-test", "strategy": "real"}
-    record |= {"parameters": parameters | {"weights": str(WEIGHTS)}, "best_val_dice": value} | others
+    record |= {"parameters": parameters | {"weights": str(WEIGHTS)}, "val_dice": value} | others
     (folder / "run.yaml").write_text(yaml.safe_dump(record))
     (folder / "weights").symlink_to(WEIGHTS)
     return folder

@@ -39,7 +39,7 @@ def write_run(folder: Path, cohort: Path, *, quiet: bool = False, **others: Any)
     parameters = {"model": "clipseg", "prompt": "P1", "encoders": "unfrozen", "seed": 1, "profile": "smoke"}
     parameters |= {"cohort": str(cohort), "weights": str(WEIGHTS)}
     record = {"status": "complete", "scale": "smoke", "cohort": "phantom-test", "kind": "phantom"}
-    record |= {"strategy": "real", "best_val_dice": 0.5, "parameters": parameters} | others
+    record |= {"strategy": "real", "val_dice": 0.5, "parameters": parameters} | others
     (folder / "run.yaml").write_text(yaml.safe_dump(record))
     return folder
 
