@@ -57,22 +57,25 @@
   /* Bilinear enlargement with pixel centres as in PyTorch (align_corners=False), from 0 to `whole` to
      0 to 1. */
   const enlarge = (grey, side, width, height, whole) => {
-    const place = (count) =>
-      Array.from({ length: count }, (_, i) => {
+    const places = (count) => {
+      const low = new Int32Array(count), share = new Float64Array(count);
+      for (let i = 0; i < count; i += 1) {
         const x = Math.max(0, ((i + 0.5) * side) / count - 0.5);
-        const low = Math.min(side - 1, Math.floor(x));
-        return [low, Math.min(side - 1, low + 1), x - low];
-      });
-    const columns = place(width);
-    const large = new Float32Array(width * height);
-    place(height).forEach(([top, bottom, down], y) => {
+        low[i] = Math.min(side - 1, Math.floor(x));
+        share[i] = x - low[i];
+      }
+      return { low, high: low.map((place) => Math.min(side - 1, place + 1)), share };
+    };
+    const columns = places(width), rows = places(height), large = new Float32Array(width * height);
+    for (let y = 0; y < height; y += 1) {
+      const top = rows.low[y] * side, bottom = rows.high[y] * side, down = rows.share[y];
       for (let x = 0; x < width; x += 1) {
-        const [left, right, across] = columns[x];
-        const above = grey[top * side + left] * (1 - across) + grey[top * side + right] * across;
-        const below = grey[bottom * side + left] * (1 - across) + grey[bottom * side + right] * across;
+        const left = columns.low[x], right = columns.high[x], across = columns.share[x];
+        const above = grey[top + left] * (1 - across) + grey[top + right] * across;
+        const below = grey[bottom + left] * (1 - across) + grey[bottom + right] * across;
         large[y * width + x] = (above * (1 - down) + below * down) / whole;
       }
-    });
+    }
     return large;
   };
 
@@ -101,6 +104,7 @@
 
   const LAYERS = ["outline", "overlay", "probability", "image only"];
 
+  /* An image at twice its size, so that outlines are fine: probability or mask in the structure's colour. */
   const draw = (canvas, image, colour, layer, probability, mask, truth) => {
     const { width, height, grey } = image;
     const ink = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
@@ -108,27 +112,29 @@
     canvas.height = 2 * height;
     const context = canvas.getContext("2d");
     const out = context.createImageData(canvas.width, canvas.height);
-    /* Whether one of the four pixels at twice the size that a pixel becomes lies at the border of an area. */
-    const border = (area, x, y, right, down) => {
+    const pixel = new DataView(out.data.buffer);
+    const whole = ([red, green, blue]) => ((red << 24) | (green << 16) | (blue << 8) | 255) >>> 0;
+    const put = (x, y, value) => pixel.setUint32(4 * (y * canvas.width + x), value);
+    /* Of the four pixels that one becomes, those at the border of an area. */
+    const outline = (area, x, y, value) => {
       const at = y * width + x;
-      const across = right ? x + 1 < width && area[at + 1] : x > 0 && area[at - 1];
-      const along = down ? y + 1 < height && area[at + width] : y > 0 && area[at - width];
-      return area[at] && !(across && along);
+      if (!area[at]) return;
+      const sides = [x > 0 && area[at - 1], x + 1 < width && area[at + 1]];
+      const ends = [y > 0 && area[at - width], y + 1 < height && area[at + width]];
+      if (sides[0] && sides[1] && ends[0] && ends[1]) return;
+      for (let corner = 0; corner < 4; corner += 1) {
+        const right = corner & 1, down = corner >> 1;
+        if (!(sides[right] && ends[down])) put(2 * x + right, 2 * y + down, value);
+      }
     };
     for (let y = 0; y < height; y += 1) {
       for (let x = 0; x < width; x += 1) {
-        const here = y * width + x;
+        const here = y * width + x, value = grey[here];
         const share = layer === 2 ? 0.75 * probability[here] : layer === 1 && mask[here] ? 0.45 : 0;
-        for (let corner = 0; corner < 4; corner += 1) {
-          const right = corner & 1, down = corner >> 1;
-          const inked = layer !== 3 && border(mask, x, y, right, down);
-          const white = !inked && truth && border(truth, x, y, right, down);
-          const at = 4 * ((2 * y + down) * canvas.width + 2 * x + right);
-          for (let c = 0; c < 3; c += 1) {
-            out.data[at + c] = inked ? ink[c] : white ? 255 : grey[here] + share * (ink[c] - grey[here]);
-          }
-          out.data[at + 3] = 255;
-        }
+        const shade = whole(share ? ink.map((c) => Math.round(value + share * (c - value))) : [value, value, value]);
+        for (let corner = 0; corner < 4; corner += 1) put(2 * x + (corner & 1), 2 * y + (corner >> 1), shade);
+        if (truth) outline(truth, x, y, 0xffffffff);
+        if (layer !== 3) outline(mask, x, y, whole(ink));
       }
     }
     context.putImageData(out, 0, 0);
@@ -222,9 +228,9 @@
           nets.value = 0;
           more.textContent = `Only “${data.nets[0]}” reads what is typed. `;
         }
-        const { logits, size } = await model();
+        const { encode, logits, size } = await model();
         await new Promise((resolve) => { setTimeout(resolve); }); // let the page say so before the work begins
-        await logits(image, ""); // the image's own part, once
+        await encode(image); // once an image
         const clock = performance.now();
         const small = (await logits(image, words.value)).map((value) => 1 / (1 + Math.exp(-value)));
         const probability = enlarge(small, size, width, height, 1);
@@ -233,9 +239,13 @@
 
       const show = (found, { probability, milliseconds }) => {
         const { image, labels } = found, structure = data.structures[state.structure];
-        const mask = Uint8Array.from(probability, (value) => (value >= state.threshold ? 1 : 0));
-        const truth = labels
-          && Uint8Array.from(labels.grey, (v) => (Math.round(v / 80) === state.structure + 1 ? 1 : 0));
+        const where = (values, holds) => {
+          const area = new Uint8Array(values.length);
+          for (let i = 0; i < area.length; i += 1) area[i] = holds(values[i]) ? 1 : 0;
+          return area;
+        };
+        const mask = where(probability, (value) => value >= state.threshold);
+        const truth = labels && where(labels.grey, (value) => Math.round(value / 80) === state.structure + 1);
         const share = shareOf(mask, image), nothing = share < data.least;
         const drawn = nothing ? new Uint8Array(mask.length) : mask;
         draw(canvas, image, structure.colour, state.layer, probability, drawn, state.reference ? truth : null);

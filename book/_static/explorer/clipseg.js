@@ -27,11 +27,17 @@
         y[y1 + j] = e; y[y1 + j1] = f; y[y1 + j2] = g; y[y1 + j3] = h;
       }
     }
-    if (bias) for (let i = 0; i < y.length; i += 1) y[i] += bias[i % outer];
+    for (let row = 0; bias && row < y.length; row += outer) {
+      for (let j = 0; j < outer; j += 1) y[row + j] += bias[j];
+    }
     return y;
   };
 
-  const add = (x, y) => x.map((value, i) => value + y[i]);
+  const add = (x, y) => {
+    const sum = new Float32Array(x.length);
+    for (let i = 0; i < sum.length; i += 1) sum[i] = x[i] + y[i];
+    return sum;
+  };
 
   const layerNorm = (x, weight, bias, eps) => {
     const width = weight.length, y = new Float32Array(x.length);

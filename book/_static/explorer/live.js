@@ -153,6 +153,6 @@
     const { probe } = model, expected = new Float32Array(bytes(probe.logits).buffer);
     const found = await logits({ grey: bytes(probe.image), width: size, height: size }, probe.text);
     const differing = found.filter((value, i) => value >= 0 !== expected[i] >= 0).length;
-    return { size, logits, check: { differing, of: found.length } };
+    return { size, encode, logits, check: { differing, of: found.length } };
   };
 })();
