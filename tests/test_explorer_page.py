@@ -23,8 +23,8 @@ from test_browser import PHONE, UNNAMED
 from test_explorer_export import write_run
 from torch.nn import functional
 
-from echovlsm import explorer_export, explorer_static, models
-from echovlsm.explorer import Explorer
+from echovlsm import STRUCTURES, explorer_export, explorer_static, figures, models
+from echovlsm.explorer import Explorer, paint
 from echovlsm.triplets import resize_image
 
 if TYPE_CHECKING:
@@ -128,6 +128,32 @@ def test_two_sentences_stand_side_by_side(page_folder: SimpleNamespace, opened: 
     found = [_say(page, left, 0).mask, _say(page, right, 1).mask]
     for mask, text in zip(found, (left, right), strict=True):
         assert (mask != page_folder.ask.ask(page_folder.keys[0], text).mask()).mean() <= 0.001
+
+
+def test_an_answer_is_drawn_as_in_jupyterlab(page_folder: SimpleNamespace, opened: Any) -> None:
+    page, text = opened(page_folder.index), SENTENCES[0]
+    found = _say(page, text)
+    ask, key = page_folder.ask, page_folder.keys[0]
+    picture, structure = ask.picture(key), STRUCTURES[1]
+    options = {"mask": found.mask, "truth": picture.reference(structure)}
+    layers = {
+        "outline": {"fill": 0.0},
+        "overlay": {"fill": 0.45},
+        "probability": {"probability": ask.ask(key, text).probability},
+    }
+    for layer, more in layers.items():
+        page.get_by_role("radio", name=layer).check()
+        page.wait_for_timeout(500)
+        seen = page.evaluate(
+            """() => {
+                const canvas = document.querySelector('canvas'), {width, height} = canvas;
+                return Array.from(canvas.getContext('2d').getImageData(0, 0, width, height).data);
+            }"""
+        )
+        expected = paint(picture.image, figures.STRUCTURE_COLOURS[structure], **options, **more)
+        drawn = np.array(seen, dtype=int).reshape(*expected.shape[:2], 4)
+        assert (drawn[..., 3] == 255).all()
+        assert (np.abs(drawn[..., :3] - expected).max(axis=2) > 2).mean() < 0.001, layer
 
 
 def _png(pixels: np.ndarray, kind: str = "PNG") -> bytes:
