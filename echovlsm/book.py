@@ -158,6 +158,8 @@ def stage(
         else:
             fact = page_facts(root, page, source, scale)
             notebook = nbformat.read(source, as_version=4)
+            if (static := source.with_name("static")).is_dir():  # what the notebook made for its page
+                shutil.copytree(static, out / "book" / "_static", dirs_exist_ok=True)
         shown[page] = notebook
         _dress(notebook, fact)
         (out / page).parent.mkdir(parents=True, exist_ok=True)

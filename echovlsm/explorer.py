@@ -65,6 +65,28 @@ class Answer:
         return self.probability >= threshold
 
 
+LEAST_SHARE = 0.005
+"""Share of the sector below which an answer is that there is nothing by that name."""
+_DARK = 8
+
+
+def sector(image: np.ndarray) -> np.ndarray:
+    """Where a uint8 (H, W) image shows anything, bool (H, W).
+
+    In each row from the first to the last pixel that is not dark, as cavities inside are dark as well; the
+    whole image where all is dark.
+    """
+    bright = image > _DARK
+    found = np.logical_or.accumulate(bright, 1) & np.logical_or.accumulate(bright[:, ::-1], 1)[:, ::-1]
+    return found if found.any() else np.ones(image.shape, dtype=bool)
+
+
+def share_outlined(mask: np.ndarray, image: np.ndarray) -> float:
+    """Share of an image's sector that a mask (H, W) outlines; below `LEAST_SHARE` it names nothing there."""
+    seen = sector(image)
+    return float((mask & seen).sum() / seen.sum())
+
+
 def dice(mask: np.ndarray, truth: np.ndarray) -> float:
     """Dice of two bool masks (H, W), with the rules of `scoring` for empty ones: 1 for two, 0 for one."""
     total = int(mask.sum()) + int(truth.sum())
@@ -128,6 +150,16 @@ class Explorer:
     def nets(self) -> list[str]:
         """Names of the models."""
         return list(self._nets)
+
+    def net(self, name: str) -> nn.Module:
+        """The model of a name.
+
+        Raises
+        ------
+        ExplorerError
+            There is none.
+        """
+        return self._nets[self._known(name)]
 
     def add(self, name: str, net: nn.Module) -> None:
         """Add a model, or put another in its place."""
@@ -427,3 +459,9 @@ def level_names() -> dict[str, str]:
         added = set(attributes_of(level)) - set(attributes_of(before))
         names[level] = f"{level} · {', '.join(sorted(added))}"
     return names
+
+
+if __name__ == "__main__":
+    from echovlsm.explorer_export import app
+
+    app(prog_name="python -m echovlsm.explorer")

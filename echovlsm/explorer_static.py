@@ -1,7 +1,8 @@
-"""The explorer in the published book: answers computed beforehand, shown by `book/_static/explorer.js`.
+"""The explorer in the published book, which `book/_static/explorer.js` brings to life.
 
-No kernel and no network: everything lies in the page. Only pictures of artificial cohorts are put there,
-as the licence of real ones is not ours to give.
+No kernel and no network: answers computed beforehand lie in the page, and a model that answers any sentence
+beside it (`explorer_export`). Only pictures of artificial cohorts are put there, as the licence of real ones
+is not ours to give.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy as np
 from PIL import Image
 
 from echovlsm import STRUCTURES, figures
-from echovlsm.explorer import Explorer, ExplorerError, Key, dice, level_names
+from echovlsm.explorer import LEAST_SHARE, Explorer, ExplorerError, Key, dice, level_names, paint
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ARTIFICIAL = ("phantom", "synthetic")
+"""Kinds of cohort that show nobody: only their pictures, and what learned from them, go into a page."""
 MAX_SIDE = 96
 """Side in pixels of the probabilities in the page; larger models are averaged down to it."""
 MAX_BYTES = 2_500_000
@@ -60,6 +63,7 @@ def answers(
     *,
     scale: str,
     nets: Mapping[str, str] | None = None,
+    live: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the page needs, as plain values.
 
@@ -73,11 +77,14 @@ def answers(
         Scale of the run, for the stamp.
     nets
         Model's name in the explorer to the name in the page; by default all under their own.
+    live
+        The first model as it lies beside the page (`explorer_export.write_model`), so that a reader may type.
 
     Returns
     -------
     dict
-        `note`, `structures` (name, short, colour), `nets`, `levels` (label), `pictures` (title, image,
+        `note`, `least` (`LEAST_SHARE`), `live`, `stills` (shown without JavaScript: title, image, text),
+        `structures` (name, short, colour), `nets`, `levels` (label), `pictures` (title, image,
         labels: data addresses of PNG files at the same size; sentences: one list a level, one a structure;
         maps: one PNG a model, probabilities times 255, levels and structures below one another).
 
@@ -87,7 +94,7 @@ def answers(
         The cohort is real: its pictures are not ours to publish; or a picture has no reference.
     """
     kind = explorer.meta.get("kind")
-    if kind not in ("phantom", "synthetic"):
+    if kind not in ARTIFICIAL:
         raise ExplorerError(
             f"cohort: {explorer.meta.get('name', '?')} is {kind or 'of unknown kind'}; "
             "pictures go into a page only from a phantom or synthetic cohort: use the live explorer"
@@ -95,16 +102,39 @@ def answers(
     shown = dict(nets or {name: name for name in explorer.nets})
     labels = {level: level_names()[level] for level in explorer.levels}
     labels |= dict(zip(_WORDS, ("in other words", "a description", "something else"), strict=True))
-    return {
-        "note": figures.scale_note(scale, str(explorer.meta.get("name")), str(kind)),
-        "structures": [
-            {"name": name, "short": figures.SHORT_NAMES[name], "colour": figures.STRUCTURE_COLOURS[name]}
-            for name in STRUCTURES.values()
+    note = figures.scale_note(scale, str(explorer.meta.get("name")), str(kind))
+    return _payload(note, list(shown.values()), live) | {
+        "stills": [
+            _still(explorer, key, name, next(iter(shown))) for key in keys for name in STRUCTURES.values()
         ],
-        "nets": list(shown.values()),
         "levels": list(labels.values()),
         "pictures": [_picture(explorer, key, list(shown), list(labels)) for key in keys],
     }
+
+
+def without_images(net: str, live: Mapping[str, Any]) -> dict[str, Any]:
+    """What `answers` gives, for a model beside the page that has no image to show: the reader brings one."""
+    return _payload(f"{net}, without images", [net], live) | {"stills": [], "levels": [], "pictures": []}
+
+
+def _payload(note: str, nets: list[str], live: Mapping[str, Any] | None) -> dict[str, Any]:
+    structures = [
+        {"name": name, "short": figures.SHORT_NAMES[name], "colour": figures.STRUCTURE_COLOURS[name]}
+        for name in STRUCTURES.values()
+    ]
+    return {"note": note, "least": LEAST_SHARE, "live": live, "structures": structures, "nets": nets}
+
+
+def _still(explorer: Explorer, key: Key, structure: str, net: str) -> dict[str, str]:
+    """One answer as an image, for readers without JavaScript."""
+    picture, text = explorer.picture(key), explorer.prompt(key, structure, "P1")
+    mask, truth = explorer.ask(key, text, net).mask(), picture.reference(structure)
+    painted = paint(picture.image, figures.STRUCTURE_COLOURS[structure], mask=mask, truth=truth)
+    buffer = io.BytesIO()
+    Image.fromarray(painted).save(buffer, format="WEBP", quality=60)
+    told = "" if truth is None else f" Dice {dice(mask, truth):.3f}."
+    address = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"title": " ".join(key), "image": address, "text": f"“{text}”{told}"}
 
 
 def _picture(explorer: Explorer, key: Key, nets: Sequence[str], levels: Sequence[str]) -> dict[str, Any]:
@@ -158,11 +188,19 @@ def page(payload: Mapping[str, Any]) -> str:
         It would be larger than `MAX_BYTES`.
     """
     # `<` cannot end the script element early when it is written like this.
-    data = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    values = {name: value for name, value in payload.items() if name != "stills"}
+    data = json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    stills = "".join(
+        f'<figure><img src="{still["image"]}" alt="{html.escape(still["title"] + ": " + still["text"])}">'
+        f"<figcaption>{html.escape(still['text'])}</figcaption></figure>"
+        for still in payload["stills"]
+    )
     text = (
         '<div class="echovlsm-explorer">'
         f'<script type="application/json">{data}</script>'
-        "<p>This explorer runs in the published book. In JupyterLab use the live one above.</p>"
+        "<p>This explorer runs in a published page. In JupyterLab use the live one above.</p>"
+        "<noscript><p>Without JavaScript it shows these answers, the reference in white.</p>"
+        f'<div class="explorer-stills">{stills}</div></noscript>'
         f"<p class='explorer-note'>{html.escape(str(payload['note']))}</p></div>"
     )
     if len(text) > MAX_BYTES:

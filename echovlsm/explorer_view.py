@@ -20,6 +20,7 @@ from PIL import Image
 from echovlsm import STRUCTURES, figures, runs
 from echovlsm.cohort import read_cohort
 from echovlsm.explorer import (
+    LEAST_SHARE,
     Answer,
     Explorer,
     ExplorerError,
@@ -28,6 +29,7 @@ from echovlsm.explorer import (
     level_names,
     load_nets,
     paint,
+    share_outlined,
     trained_runs,
     zero_shot_name,
 )
@@ -277,6 +279,8 @@ class ExplorerView:
         picture = self.explorer.picture(self.key)
         mask, truth = side.answer.mask(self.threshold.value), picture.reference(structure)
         score = "no reference" if truth is None else f"<b>Dice {dice(mask, truth):.3f}</b>"
+        if share_outlined(mask, picture.image) < LEAST_SHARE:
+            score = f"<b>nothing here by that name</b> · {score}"
         side.score.value = f"{score} · answered in {milliseconds:.0f} ms"
         side.sentence.continuous_update = milliseconds < AT_ONCE  # a slow model waits for Enter
         layer = self.layer.value

@@ -1,15 +1,23 @@
-"""Shared fixtures: thread count, the tiny weights, a small phantom cohort, and where real data may lie."""
+"""Shared fixtures: thread count, tiny weights, a small phantom cohort, a browser, where real data may lie."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "data" / "weights" / "clipseg-tiny"
+FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+FLAGS += ["disable-component-update", "disable-sync"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +60,17 @@ def phantom_frames(phantom_cohort: Path) -> pd.DataFrame:
     from echovlsm.cohort import read_cohort
 
     return read_cohort(phantom_cohort)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium of the system, or the one that ECHOVLSM_CHROMIUM names."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("ECHOVLSM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.skip("no Chromium here: install the system's package, or name one in ECHOVLSM_CHROMIUM")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=[f"--{flag}" for flag in FLAGS])
+        yield browser
+        browser.close()

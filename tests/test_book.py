@@ -141,6 +141,9 @@ class _Page(HTMLParser):
 
 
 def test_book_builds_every_page_and_asks_no_other_host(project: Path, executed: dict[str, Path]) -> None:
+    made = executed["notebooks/08_explorer"].with_name("static") / "explorer" / "model.js"
+    made.parent.mkdir(parents=True)
+    made.write_text("// what a notebook made for its page\n")
     index = book.build("demo", executed, project / "_build", root=project)
 
     assert index == project / "_build" / "_build" / "html" / "index.html"
@@ -181,8 +184,10 @@ def test_book_builds_every_page_and_asks_no_other_host(project: Path, executed: 
             assert not re.match(r"(https?:)?//", address), f"{path.name} loads {address}"
     for path in html.rglob("*.css"):
         assert not re.search(r"(@import|url\()[^;)]*https?://", path.read_text()), f"{path} loads from a host"
+    assert (html / "_static" / "explorer" / "model.js").read_text() == made.read_text()
     vendor = html / "_static" / "vendor"
-    for name in ("require.js", "embed-amd.js", "mathjax/tex-mml-chtml.js", "mathjax/LICENSE"):
+    scripts = ("require.js", "embed-amd.js", "tokenizers.js", "mathjax/tex-mml-chtml.js")
+    for name in (*scripts, "mathjax/LICENSE"):
         assert (vendor / name).stat().st_size > 500, name
     assert list((vendor / "mathjax").rglob("*.woff"))
 

@@ -5,8 +5,6 @@ Needs Chromium of the system (Debian: `apt-get install chromium`), or the path o
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +18,7 @@ from conftest import ROOT, WEIGHTS
 from nbformat.v4 import new_code_cell, new_output
 from test_book import PIXEL, executed_notebook, project_files
 
-from echovlsm import STRUCTURES, book, explorer_static, models
+from echovlsm import STRUCTURES, book, explorer_export, explorer_static, models
 from echovlsm.explorer import Explorer
 
 if TYPE_CHECKING:
@@ -29,25 +27,10 @@ if TYPE_CHECKING:
 PAGES = ["index", *book.toc_pages(ROOT)]
 MAX_BYTES = 3_000_000
 PHONE = {"width": 390, "height": 844}
-FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-FLAGS += ["disable-component-update", "disable-sync"]
 UNNAMED = """all => all.filter(e => e.offsetParent !== null && !e.closest('.jupyter-widgets'))
     .filter(e => !(['aria-label', 'aria-labelledby', 'title'].some(name => e.getAttribute(name))
         || e.textContent.trim() || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 200))"""
 ALT = "Dice with the left ventricular cavity: 0.90 as trained."
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("ECHOVLSM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        pytest.skip("no Chromium here: install the system's package, or name one in ECHOVLSM_CHROMIUM")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=[f"--{flag}" for flag in FLAGS])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
@@ -58,18 +41,20 @@ def built(
     root = project_files(tmp_path_factory.mktemp("book") / "project")
     ask = Explorer(phantom_frames, {"tiny": models.load("clipseg", WEIGHTS)})
     keys = explorer_static.choose_pictures(phantom_frames, 2)
-    live = explorer_static.page(explorer_static.answers(ask, keys, scale="smoke"))
     executed = {}
     for page in book.notebook_pages(root):
         notebook = executed_notebook(f"About {Path(page).name}")
         shown = {"image/png": PIXEL, "text/plain": "<Figure>"}
         picture = new_output("display_data", shown, metadata={"image/png": {"alt": ALT}})
         notebook.cells.insert(4, new_code_cell("figure", outputs=[picture], id="figure"))
+        executed[page] = root / "runs" / Path(page).name / f"{Path(page).name}.ipynb"
+        executed[page].parent.mkdir(parents=True)
         if page.endswith("08_explorer"):
+            static = executed[page].with_name("static")
+            model = explorer_export.write_model(ask.net("tiny"), static / explorer_export.MODEL)
+            live = explorer_static.page(explorer_static.answers(ask, keys, scale="smoke", live=model))
             shown = new_output("display_data", {"text/html": live, "text/plain": "<HTML>"})
             notebook.cells.insert(5, new_code_cell("explorer", outputs=[shown], id="explorer"))
-        executed[page] = root / "runs" / f"{Path(page).name}.ipynb"
-        executed[page].parent.mkdir(exist_ok=True)
         nbformat.write(notebook, executed[page])
     index = book.build("demo", executed, root / "_build", root=root)
     return SimpleNamespace(html=index.parent, notebooks=set(executed), ask=ask, keys=keys)
@@ -127,7 +112,7 @@ def test_page_opens_quietly_and_is_accessible(opened: Any, built: SimpleNamespac
         assert ALT in [alt for alt, _ in pictures]
         assert page.locator("table.dataframe").count() == 1
     unnamed = page.eval_on_selector_all(
-        ".bd-article :is(button, select, input, svg[role=img], canvas)", UNNAMED
+        ".bd-article :is(button, select, input, textarea, svg[role=img], canvas)", UNNAMED
     )
     assert unnamed == []
 
@@ -161,7 +146,7 @@ def test_the_explorer_answers_as_the_model_does(opened: Any, built: SimpleNamesp
     def shown() -> tuple[str, float]:
         page.wait_for_timeout(300)
         score = left.locator(".explorer-dice").inner_text()
-        return left.locator("blockquote").inner_text().strip("“”"), float(score.removeprefix("Dice "))
+        return left.locator("textarea").input_value(), float(score.split()[1])
 
     def expected(number: int, structure: str, level: str) -> tuple[str, float]:
         key = built.keys[number]
@@ -176,6 +161,13 @@ def test_the_explorer_answers_as_the_model_does(opened: Any, built: SimpleNamesp
     assert shown() == expected(0, "myocardium", "P3")
     page.locator(".explorer-controls select").select_option(index=1)
     assert shown() == expected(1, "myocardium", "P3")
+
+    text = "Typed into the book."
+    left.locator("textarea").fill(text)
+    page.wait_for_function("document.querySelector('.explorer-panel canvas').answer.milliseconds > 0")
+    mask = page.evaluate("Array.from(document.querySelector('.explorer-panel canvas').answer.mask)")
+    theirs = built.ask.ask(built.keys[1], text).mask().ravel()
+    assert (theirs != mask).mean() <= 0.001
     assert opened.complaints == []
 
 
@@ -186,11 +178,11 @@ def test_the_explorer_is_reached_by_keyboard(opened: Any) -> None:
     before = dice.inner_text()
     page.locator(".echovlsm-explorer select").first.focus()
     reached = []
-    for _ in range(9):
+    for _ in range(11):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.type || document.activeElement.tagName"))
-    assert reached[:4] == ["radio", "radio", "range", "checkbox"]
-    assert reached[4:8] == ["select-one"] * 4
+    assert reached[:5] == ["radio", "radio", "range", "checkbox", "file"]
+    assert reached[5:11] == ["select-one", "select-one", "textarea"] * 2
     page.locator('.echovlsm-explorer input[type="range"]').focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")

@@ -130,6 +130,18 @@ def test_painting_marks_outline_fill_and_reference() -> None:
     assert tuple(drawn[0, 0]) == (100, 100, 100)
 
 
+def test_the_sector_holds_dark_cavities_and_bounds_what_counts_as_outlined() -> None:
+    image = np.zeros((10, 20), dtype=np.uint8)
+    image[2:8, [4, 13]] = 200  # two bright walls with a dark cavity between them
+    seen = explorer.sector(image)
+    assert seen.sum() == 60
+    assert seen[2:8, 4:14].all()
+    mask = np.zeros_like(seen)
+    mask[2:4, 4:7] = mask[9, :] = True  # the last row lies outside
+    assert explorer.share_outlined(mask, image) == pytest.approx(6 / 60)
+    assert explorer.share_outlined(mask, np.zeros_like(image)) == mask.mean()
+
+
 # -- runs ---------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +149,7 @@ def _run(folder: Path, status: str, value: float, model: str = "clipseg", **othe
     folder.mkdir(parents=True)
     parameters = {"model": model, "prompt": "P1", "encoders": "frozen", "seed": 1, "profile": "smoke"}
     record = {"status": status, "scale": "smoke", "cohort": "phantom-test", "strategy": "real"}
-    record |= {"parameters": parameters | {"weights": str(WEIGHTS)}, "best_val_dice": value} | others
+    record |= {"parameters": parameters | {"weights": str(WEIGHTS)}, "val_dice": value} | others
     (folder / "run.yaml").write_text(yaml.safe_dump(record))
     (folder / "weights").symlink_to(WEIGHTS)
     return folder
@@ -234,6 +246,10 @@ def test_a_typed_sentence_changes_the_picture(phantom_cohort: Path, runs_folder:
     view.left.sentence.value = "word " * 100
     assert "longer than" in view.left.score.value
     assert not view._busy
+    with torch.no_grad():  # from now on it outlines nothing
+        view.explorer.net("better").segmenter.decoder.transposed_convolution.bias -= 1000
+    view.left.sentence.value = "A bicycle."
+    assert "nothing here by that name" in view.left.score.value
 
 
 def test_stepping_goes_through_the_worst_cases(phantom_cohort: Path, tmp_path: Path) -> None:
