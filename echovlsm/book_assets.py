@@ -66,11 +66,10 @@ def hero() -> str:
             *paths,
             "</svg>",
             '<div class="hero-words">',
-            "<p>A picture, a sentence, an outline. Choose a sentence:</p>",
+            "<p>Choose a sentence:</p>",
             *buttons,
-            '<p class="hero-note">A phantom: simulated, no patient. The outlines are its reference '
-            "masks; what models make of such sentences is in the "
-            '<a href="../notebooks/08_explorer.html">explorer</a>.</p>',
+            '<p class="hero-note">A simulated image with its reference masks. '
+            'Models answer in the <a href="../notebooks/08_explorer.html">explorer</a>.</p>',
             "</div>",
             "</div>",
             "",

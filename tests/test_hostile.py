@@ -569,6 +569,7 @@ def explorer_page(sentence: str) -> str:
 
     picture = {"title": sentence, "image": "", "labels": "", "sentences": [[sentence]], "maps": []}
     payload = {"note": sentence, "structures": [], "nets": [sentence], "levels": [sentence]}
+    payload["stills"] = [{"title": sentence, "image": "", "text": sentence}]
     return explorer_static.page(payload | {"pictures": [picture]})
 
 

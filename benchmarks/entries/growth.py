@@ -13,6 +13,7 @@ from benchmarks.setups import Settings
 from echovlsm import models, runs, training
 from echovlsm.prompts import make_prompts
 from echovlsm.scoring import score_table
+from echovlsm.triplets import whole_batch
 
 
 def _tiny(image_size: int = 0) -> torch.nn.Module:
@@ -46,7 +47,7 @@ def _with_pictures(settings: Settings) -> Iterator[Growth]:
 
     def epoch(part: object) -> None:
         model.train()
-        for batch in torch.utils.data.DataLoader(part, batch_size=8):
+        for batch in torch.utils.data.DataLoader(part, batch_size=8, collate_fn=whole_batch):
             step(model, optimiser, batch, loss)
 
     learn = {amount: (lambda part=part: epoch(part)) for amount, part in parts.items()}
