@@ -154,6 +154,8 @@ def doubling_title(records: Records) -> str:
     usual = table[np.isclose(table["rate"], recipe.rate) & (table["image_size"] == recipe.image_size)]
     wide = usual.pivot_table(index=["arm", "patients"], columns="steps", values="dice")
     steps = recipe.first + recipe.second
+    if len(wide.columns) < 2:
+        return "Dice of the trials so far"
     if not {steps, 2 * steps} <= set(wide.columns) or (gap := (wide[2 * steps] - wide[steps]).dropna()).empty:
         return "Dice still rises with steps"
     told = ", ".join(f"{points(value)} at {size}" for (_, size), value in gap.loc[[NOTHING]].items())
