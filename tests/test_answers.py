@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> answers.Records:
 
 
 def test_the_mean_of_a_patient_leaves_the_epicardium_out(whole: answers.Records) -> None:
-    run = next(run for run in whole.plan if run.block == "budget")
+    run = next(run for run in whole.plan if run.part == "budget")
     found = whole.by_patient(run.name)
     expected = pd.Series(_dice(run, np.repeat(np.arange(6), 2))).groupby(np.repeat(np.arange(6), 2)).mean()
     np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), atol=1e-9)
@@ -116,7 +116,7 @@ def test_patients_saved_follow_the_whole_curve(whole: answers.Records) -> None:
 
 
 def test_a_curve_with_holes_saves_no_patients(tmp_path: Path) -> None:
-    runs = [run for run in study() if run.block == "budget" and run.patients in (5, 25)]
+    runs = [run for run in study() if run.part == "budget" and run.patients in (5, 25)]
     records = write(tmp_path / "few", runs)
     assert answers.patients_saved(records).empty
     assert set(answers.budget_points(records)["patients"]) == {5, 25}
@@ -186,7 +186,7 @@ def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
     empty = answers.Records(tmp_path)
     assert answer_text.findings(empty) == []
     assert answer_text.headline(empty).startswith("No answer on real hearts yet: 0 of")
-    one = [run for run in study() if run.block == "budget" and run.seed == 0]
+    one = [run for run in study() if run.part == "budget" and run.seed == 0]
     assert answer_text.findings(write(tmp_path / "one", one)) == []
 
 
@@ -205,7 +205,7 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
 
 
 def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Records, tmp_path: Path) -> None:
-    few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.block == "budget"])
+    few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.part == "budget"])
     for records in (whole, few):
         cavity = answers.budget_points(records, ["left ventricular cavity"])
         figure = answer_figures.plot_budget(answers.budget_points(records), cavity)

@@ -181,13 +181,13 @@ def left_out(records: Records) -> str:
     if not records.missing:
         return ""
     told = []
-    for block in dict.fromkeys(run.block for run in records.plan):
-        mine = [run for run in records.plan if run.block == block]
+    for block in dict.fromkeys(run.part for run in records.plan):
+        mine = [run for run in records.plan if run.part == block]
         gaps = sum(run.name not in records.found for run in mine)
         if gaps:
             told.append(f"`{block}` lacks {gaps} of {len(mine)}")
     return (
-        f"{progress(records)}. By block: {', '.join(told)}. What is missing is shown as no result; "
+        f"{progress(records)}. By part: {', '.join(told)}. What is missing is shown as no result; "
         "`python -m echovlsm.study.queue --cohort /path/to/CAMUS_public` goes on with it."
     )
 
@@ -296,7 +296,7 @@ def findings(records: Records) -> list[str]:
 def headline(records: Records) -> str:
     """The sentence under the book's title: the budget's answer, or that it is not there yet."""
     gains = budget_gains(records)
-    planned = {run.patients for run in records.plan if run.block == "budget" and run.arm == "phantom"}
+    planned = {run.patients for run in records.plan if run.part == "budget" and run.arm == "phantom"}
     rows = gains[(gains["arm"] == "phantom") & (gains["seeds"] > 2)] if len(gains) else gains
     if rows.empty or set(rows["patients"]) != planned:
         return f"No answer on real hearts yet: {progress(records)}."

@@ -257,7 +257,7 @@ def patients_saved(records: Records, resamples: int = 2000) -> pd.DataFrame:
         int(size): records.matrix(arm=NOTHING, patients=size, **BUDGET)
         for size in sorted(records.select(arm=NOTHING, **BUDGET)["patients"].unique())
     }
-    planned = {run.patients for run in records.plan if run.arm == NOTHING and run.block == "budget"}
+    planned = {run.patients for run in records.plan if run.arm == NOTHING and run.part == "budget"}
     if set(plain) != planned:
         return pd.DataFrame()
     sizes = np.array(list(plain))
@@ -462,7 +462,7 @@ def doubling(records: Records) -> pd.DataFrame:
     """
     rows = []
     for run in records.plan:
-        usual = run.block == "budget" and run.seed == 0 and run.patients in (5, 25, ALL)
+        usual = run.part == "budget" and run.seed == 0 and run.patients in (5, 25, ALL)
         if run.name not in records.found or not (run.choice or (usual and run.arm in (NOTHING, "phantom"))):
             continue
         values = records.by_patient(run.name, HELD_OUT)

@@ -113,7 +113,8 @@ class Run:
     Parameters
     ----------
     block
-        Part of the study that it belongs to.
+        Runs that are made together in about two hours of one core or less; its first word is the `part` of
+        the study.
     arm
         What the first cycle learned from: ``nothing`` more than the second, or the name of a source; or the
         strategy ``zeroshot``, ``synthetic`` or ``joint``.
@@ -140,6 +141,11 @@ class Run:
     def cycles(self) -> list[Cycle]:
         """First to last."""
         return self.last.chain() if self.last else []
+
+    @property
+    def part(self) -> str:
+        """Part of the study: the block's first word."""
+        return self.block.split("-")[0]
 
     @property
     def steps(self) -> int:
@@ -232,18 +238,19 @@ def doubling(recipe: Recipe) -> list[Run]:
 
 
 def budget(recipe: Recipe) -> list[Run]:
-    """Dice against annotated patients, with and without synthetic images (CRIS, P1)."""
+    """Dice against annotated patients, with and without synthetic images (CRIS, P1), a seed a block."""
     runs: list[Run] = []
     for seed in range(5):
         for size in SIZES if seed < 3 else (5, 25):
-            runs.append(real_run("budget", NOTHING, None, size, seed, recipe))
-            runs.append(real_run("budget", PHANTOM, Source(PHANTOM), size, seed, recipe))
+            for arm, source in ((NOTHING, None), (PHANTOM, Source(PHANTOM))):
+                runs.append(real_run(f"budget-{seed}", arm, source, size, seed, recipe))
     for seed in range(3):
         for kind in (SDM, BOTH):
-            source = Source(kind, ALL)
-            runs += [real_run("budget", kind, source, size, seed, recipe) for size in (5, 25, 100)]
+            source, block = Source(kind, ALL), f"budget-diffusion-{seed}"
+            runs += [real_run(block, kind, source, size, seed, recipe) for size in (5, 25, 100)]
     for seed, size in ((0, 25), (1, 25), (0, 100)):
-        runs.append(real_run("budget", f"{SDM}-few", Source(SDM, size, seed), size, seed, recipe))
+        block, source = f"budget-few-{size}", Source(SDM, size, seed)
+        runs.append(real_run(block, f"{SDM}-few", source, size, seed, recipe))
     return runs
 
 
@@ -266,12 +273,12 @@ def table(recipe: Recipe) -> list[Run]:
 
     for seed in range(3):
         for model in ("cris", "clipseg", "unet"):
-            cell("table", model, "P1", seed)
+            cell(f"table-P1-{seed}", model, "P1", seed)
         for model in ("cris", "clipseg"):
-            cell("table", model, "P7", seed)
+            cell(f"table-P7-{seed}", model, "P7", seed)
     for prompt in ("P0", "P2", "P3"):
         for model in ("cris", "clipseg"):
-            cell("prompts", model, prompt, 0)
+            cell(f"prompts-{prompt}", model, prompt, 0)
     for model in ("cris", "clipseg"):
         cell("frozen", model, "P1", 0, "frozen")
     return [run for run in runs if not (run.model == "unet" and run.arm in ("zeroshot", "joint"))]

@@ -389,7 +389,7 @@ def work_through(there: Study, wanted: Sequence[Run], until: float) -> None:
 
 def main(
     cohort: Annotated[Path, typer.Option(help="folder of CAMUS")] = Path("data/cohorts/camus"),
-    block: Annotated[str, typer.Option(help="blocks to work on, separated by commas; empty: all")] = "",
+    block: Annotated[str, typer.Option(help="blocks, or parts, to work on, with commas; empty: all")] = "",
     records: Annotated[Path, typer.Option(help="folder of the records")] = RECORDS,
     folder: Annotated[Path, typer.Option(help="folder of weights and synthetic cohorts")] = Path(
         "runs/study"
@@ -402,13 +402,13 @@ def main(
     """Carry out the study on real hearts, or what is left of it."""
     try:
         work = study()
-        known = blocks(work)
+        known = blocks(work) + sorted({run.part for run in work})
         asked = [name for name in block.split(",") if name] or known
         if unknown := [name for name in asked if name not in known]:
             raise QueueError(f"--block: {unknown[0]!r} is not known; choose of {', '.join(known)}")
         runs.set_up(1, 0)
         there = Study(cohort, folder, records, Recipe())
-        wanted = [run for run in work if run.block in asked]
+        wanted = [run for run in work if run.block in asked or run.part in asked]
         table = left(wanted, there, measured_rates(there))
         typer.echo(table.to_string(index=False, float_format="{:.0f}".format))
         if not dry_run:
