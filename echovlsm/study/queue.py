@@ -3,7 +3,7 @@
     python -m echovlsm.study.queue --cohort /path/to/CAMUS_public
 
 Each finished run is a file of its own in `data/results/camus/study`: parameters, patients, looks and scores,
-no image and no weights. Several of these commands may work on one queue at a time. What may not be passed on
+no image and no weights. Several of these commands may work on one queue at a time. What is not passed on
 (denoisers, synthetic cohorts, weights) lies in `runs/study` and is made again where it is missing.
 """
 
