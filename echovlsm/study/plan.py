@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 HELD_OUT, VALIDATION = "held_out", "validation"
 """Who is scored: training patients that stay out of every training, and the official validation patients."""
@@ -182,42 +183,29 @@ def digest(content: object) -> str:
 # -- arms -------------------------------------------------------------------------------------------------
 
 
+def two_cycles(
+    block: str, arm: str, sources: tuple[Source, Source], patients: int, seed: int, recipe: Recipe, **how: Any
+) -> Run:
+    """A run whose two cycles learn from `sources`; `how`: model, prompt, encoders, choice."""
+    choice = how.pop("choice", False)
+    kind = {"model": "cris", "encoders": "unfrozen", "prompt": "P1"} | how
+    first = Cycle(**kind, source=sources[0], steps=recipe.first, seed=FIRST_SEED + seed)
+    last = Cycle(**kind, source=sources[1], steps=recipe.second, seed=seed, before=first)
+    return Run(block, arm, patients=patients, seed=seed, last=last, recipe=recipe, choice=choice, **kind)
+
+
 def real_run(
-    block: str,
-    arm: str,
-    source: Source | None,
-    patients: int,
-    seed: int,
-    recipe: Recipe,
-    *,
-    model: str = "cris",
-    prompt: str = "P1",
-    encoders: str = "unfrozen",
-    choice: bool = False,
+    block: str, arm: str, source: Source | None, patients: int, seed: int, recipe: Recipe, **how: Any
 ) -> Run:
     """A run whose second cycle learns from real patients; `source` None: its first cycle too."""
     seen = Source("real", patients, seed if patients < ALL else 0)
-    first = Cycle(model, encoders, prompt, source or seen, recipe.first, FIRST_SEED + seed)
-    last = Cycle(model, encoders, prompt, seen, recipe.second, seed, first)
-    return Run(block, arm, model, encoders, prompt, patients, seed, last, recipe, choice)
+    return two_cycles(block, arm, (source or seen, seen), patients, seed, recipe, **how)
 
 
-def other_run(
-    block: str,
-    arm: str,
-    source: Source,
-    seed: int,
-    recipe: Recipe,
-    *,
-    model: str = "cris",
-    prompt: str = "P1",
-    encoders: str = "unfrozen",
-) -> Run:
+def other_run(block: str, arm: str, source: Source, seed: int, recipe: Recipe, **how: Any) -> Run:
     """A run both of whose cycles learn from `source`: the strategies ``synthetic`` and ``joint``."""
-    first = Cycle(model, encoders, prompt, source, recipe.first, FIRST_SEED + seed)
-    last = Cycle(model, encoders, prompt, source, recipe.second, seed, first)
     patients = ALL if arm == "joint" else 0
-    return Run(block, arm, model, encoders, prompt, patients, seed, last, recipe)
+    return two_cycles(block, arm, (source, source), patients, seed, recipe, **how)
 
 
 # -- the study --------------------------------------------------------------------------------------------
