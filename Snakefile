@@ -18,22 +18,13 @@ import os
 import shlex
 import sys
 
-from echovlsm import grid as study_grid
-from echovlsm import parameters, runs, warm
+from echovlsm.base import paths, rooms
+from echovlsm.cohort import is_released
+from echovlsm.study import grid as study_grid
+from echovlsm.study import parameters, warm
 
 ROOT = Path(workflow.basedir)
-NOTEBOOKS = (
-    "01_cohort",
-    "02_synthesis",
-    "03_prompts",
-    "04_training",
-    "05_evaluation",
-    "06_results",
-    "07_published",
-    "08_explorer",
-    "09_real_hearts",
-    "10_benchmarks",
-)
+NOTEBOOKS = tuple(rooms.CHAPTERS)
 SOURCES = {name: f"notebooks/{name}.ipynb" for name in NOTEBOOKS}
 DECLARED = {name: parameters.notebook_parameters(ROOT / source) for name, source in SOURCES.items()}
 ALL_DECLARED = {k: v for declared in DECLARED.values() for k, v in declared.items()}
@@ -44,7 +35,7 @@ CHANGES = {key: value for key, value in TYPED.items() if key not in {"profile", 
 CHANGES = parameters.coerce(CHANGES, ALL_DECLARED)
 parameters.check_values(CHANGES, ALL_DECLARED, "--config")
 if "run" in CHANGES:
-    raise parameters.ParameterError("--config: `run` names one notebook's folder; use papermill or echovlsm.execute")
+    raise parameters.ParameterError("--config: `run` names one notebook's folder; use papermill or echovlsm execute")
 VALUES = {**parameters.notebook_defaults(ROOT / SOURCES["04_training"]), **parameters.read_profile(ROOT / PROFILE_FILE), **CHANGES}
 if "profile" in TYPED and "scale" in TYPED:
     CHANGES["scale"] = TYPED["scale"]
@@ -55,7 +46,7 @@ GRID_FOLDER = f"runs/{PROFILE}/{COHORT}/grid"
 AXES = {key: CHANGES[key] for key in study_grid.AXES if CHANGES.get(key)}
 GRID = study_grid.read_grid(GRID_FILE, AXES)
 CELLS = {cell.name: cell for cell in GRID.cells}
-CELL = runs.run_path(PROFILE, *(VALUES[k] for k in ("cohort", "model", "prompt", "strategy", "encoders", "seed")))
+CELL = paths.run_path(PROFILE, *(VALUES[k] for k in ("cohort", "model", "prompt", "strategy", "encoders", "seed")))
 CELL = CELL.relative_to(ROOT)
 EXECUTED = {
     "01_cohort": f"runs/{PROFILE}/{COHORT}/01_cohort/01_cohort.ipynb",
@@ -69,20 +60,12 @@ EXECUTED = {
     "09_real_hearts": f"runs/{PROFILE}/09_real_hearts/09_real_hearts.ipynb",
     "10_benchmarks": f"runs/{PROFILE}/10_benchmarks/10_benchmarks.ipynb",
 }
-# Not what only publishes: a change of the book's look, or of the chapter on the paper's scores, trains nothing again.
-PUBLISHING = {"book", "book_assets", "book_reliability", "book_tables", "freshness", "scenes", "pretraining", "warm"}
-PUBLISHING |= {"dry_run", "dry_run_checks", "full_weights", "rehearsal", "run_costs"}
-MODULES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "echovlsm").rglob("*.py")) if p.stem not in PUBLISHING]
-CHAPTER = [path for path in MODULES if Path(path).stem.startswith(("published", "claims"))]
-RESULTS = [path for path in MODULES if Path(path).stem in {"grid", "grid_figures"}]
-EXPLORER = [path for path in MODULES if Path(path).stem.startswith("explorer")]
-HEARTS = [
-    path
-    for path in MODULES
-    if Path(path).parent.name == "study" or Path(path).stem.startswith(("real_", "clinical", "evaluate"))
-]
-COSTS = [path for path in MODULES if Path(path).stem == "benchmark_figures"]
-CODE = ["requirements.lock"] + [path for path in MODULES if path not in CHAPTER + RESULTS + EXPLORER + HEARTS + COSTS]
+
+
+def code(*notebooks):
+    """What the code of these notebooks consists of: the rooms that they rest on. Another room's change is not theirs."""
+    found = {str(path.relative_to(ROOT)) for name in notebooks for path in rooms.modules_of(name)}
+    return ["requirements.lock", *sorted(found)]
 
 
 # Results on record that chapters read, and those that only the page for maintainers shows.
@@ -93,7 +76,7 @@ RECORDED = [str(p) for p in ON_RECORD if "reliability" not in p.parts]
 
 def files_of(folder):
     """The files of a weights folder; a hub id has none here."""
-    return [str(p) for p in sorted(runs.resolve(folder).glob("*")) if p.is_file()]
+    return [str(p) for p in sorted(paths.resolve(folder).glob("*")) if p.is_file()]
 
 
 WEIGHTS = files_of(VALUES["weights"])
@@ -101,11 +84,9 @@ WEIGHTS = files_of(VALUES["weights"])
 
 def released(folder):
     """Whether others drew and released this synthetic cohort; notebook 02 draws those that have a cohort.yaml."""
-    folder = runs.resolve(folder.strip())
+    folder = paths.resolve(folder.strip())
     if not folder.is_dir() or (folder / "cohort.yaml").is_file():
         return False
-    from echovlsm.synthesis.released import is_released
-
     return is_released(folder)
 
 
@@ -115,7 +96,7 @@ SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}
 
 def execution(name, out, changes):
     """The command that executes one notebook with the profile's parameters and these changes."""
-    words = [sys.executable, "-m", "echovlsm.execute", SOURCES[name], out, "-f", PROFILE_FILE]
+    words = [sys.executable, "-m", "echovlsm", "execute", SOURCES[name], out, "-f", PROFILE_FILE]
     for key, value in changes.items():
         if key in DECLARED[name]:
             words += ["-p", key, str(value)]
@@ -175,7 +156,6 @@ rule book:
         "_config.yml",
         "_toc.yml",
         "CITATION.cff",
-        [f"echovlsm/{name}.py" for name in ("book", "book_reliability", "book_tables")],
         RELIABILITY,
         [str(p) for folder in ("book", "cluster") for p in Path(folder).rglob("*") if p.is_file()],
     output:
@@ -185,7 +165,7 @@ rule book:
         pages=" ".join(f"--executed {shlex.quote(f'notebooks/{name}={path}')}" for name, path in EXECUTED.items()),
         out=f"_build/{PROFILE}",
     shell:
-        "{params.python} -m echovlsm.book build --scale {PROFILE} {params.pages} --out {params.out}"
+        "{params.python} -m book.tools build --scale {PROFILE} {params.pages} --out {params.out}"
 
 
 rule study:
@@ -203,7 +183,7 @@ rule cell:
         SOURCES["04_training"],
         SOURCES["05_evaluation"],
         PROFILE_FILE,
-        CODE,
+        code("04_training", "05_evaluation"),
         EXECUTED["01_cohort"],
         cell_inputs,
     output:
@@ -221,7 +201,7 @@ rule cohort:
     input:
         SOURCES["01_cohort"],
         PROFILE_FILE,
-        CODE,
+        code("01_cohort"),
     output:
         EXECUTED["01_cohort"],
     threads: VALUES["threads"]
@@ -233,7 +213,7 @@ rule synthesis:
     input:
         SOURCES["02_synthesis"],
         PROFILE_FILE,
-        CODE,
+        code("02_synthesis"),
         WEIGHTS,
         files_of(SDM),
         EXECUTED["01_cohort"],
@@ -250,7 +230,7 @@ rule prompts:
     input:
         SOURCES["03_prompts"],
         PROFILE_FILE,
-        CODE,
+        code("03_prompts"),
         WEIGHTS,
         EXECUTED["01_cohort"],
     output:
@@ -264,7 +244,7 @@ rule train:
     input:
         SOURCES["04_training"],
         PROFILE_FILE,
-        CODE,
+        code("04_training"),
         WEIGHTS,
         EXECUTED["01_cohort"],
         EXECUTED["02_synthesis"] if VALUES["strategy"] != "real" and DRAWN else [],
@@ -281,8 +261,7 @@ rule results:
     input:
         SOURCES["06_results"],
         PROFILE_FILE,
-        CODE,
-        RESULTS,
+        code("06_results"),
         rules.grid.input,
     output:
         EXECUTED["06_results"],
@@ -294,8 +273,7 @@ rule published:
     input:
         SOURCES["07_published"],
         PROFILE_FILE,
-        CODE,
-        CHAPTER,
+        code("07_published"),
         [str(p) for p in Path("data/published").rglob("*") if p.is_file()],
         RECORDED,
     output:
@@ -308,8 +286,7 @@ rule explorer:
     input:
         SOURCES["08_explorer"],
         PROFILE_FILE,
-        CODE,
-        EXPLORER,
+        code("08_explorer"),
         WEIGHTS,
         EXECUTED["04_training"],
     output:
@@ -323,8 +300,7 @@ rule hearts:
     input:
         SOURCES["09_real_hearts"],
         PROFILE_FILE,
-        CODE,
-        HEARTS,
+        code("09_real_hearts"),
         RECORDED,
     output:
         EXECUTED["09_real_hearts"],
@@ -336,8 +312,7 @@ rule benchmarks:
     input:
         SOURCES["10_benchmarks"],
         PROFILE_FILE,
-        CODE,
-        COSTS,
+        code("10_benchmarks"),
         [str(p) for p in Path("data/results/benchmarks").rglob("*") if p.is_file()],
     output:
         EXECUTED["10_benchmarks"],
@@ -349,7 +324,7 @@ rule evaluate:
     input:
         SOURCES["05_evaluation"],
         PROFILE_FILE,
-        CODE,
+        code("05_evaluation"),
         EXECUTED["04_training"],
     output:
         EXECUTED["05_evaluation"],

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlsm import STRUCTURES
-from echovlsm.augmentation import Change
-from echovlsm.cohort import load_labels
+from echovlsm.cohort.images import load_labels
 from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_parts import pixel_positions, word_positions
-from echovlsm.prompts import LEVELS, VARIANTS, make_prompt
-from echovlsm.shapes import name_shape
+from echovlsm.prompts.shapes import name_shape
+from echovlsm.prompts.templates import LEVELS, VARIANTS, make_prompt
+from echovlsm.training.augmentation import Change
 
 # -- CLIPSeg --------------------------------------------------------------------------------------------
 

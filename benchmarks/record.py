@@ -21,7 +21,7 @@ def about_machine(threads: int) -> dict[str, Any]:
     """Processor, cores, threads, the instructions that PyTorch uses, and versions."""
     import torch
 
-    from echovlsm import runs
+    from echovlsm.base import provenance
 
     return {
         "device": processor(),
@@ -29,7 +29,7 @@ def about_machine(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "packages": runs.package_versions(),
+        "packages": provenance.package_versions(),
     }
 
 
@@ -49,14 +49,14 @@ def write(
     machine
         Of `about_machine`.
     """
-    from echovlsm import runs
+    from echovlsm.base import paths, provenance
 
-    folder = runs.resolve(folder)
+    folder = paths.resolve(folder)
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / "about.yaml"
     before = yaml.safe_load(about.read_text()) if about.is_file() else {}
     kept = before.get("entries", {}) if before.get("machine") == machine else {}
-    now = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": runs.commit()}
+    now = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": provenance.commit()}
     for name in TABLES:
         rows = [row for one in found.values() for row in getattr(one, name)]
         _replace(folder / f"{name}.csv", rows, [entry for entry in kept if entry not in found])

@@ -16,10 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from echovlsm import cache, models, runs
+from echovlsm.base import cache, paths
+from echovlsm.models import common as models
 from echovlsm.models.clipseg import CLIPSeg
-from echovlsm.models.cris import CRIS, CRISConfig
-from echovlsm.triplets import Triplets, make_triplets
+from echovlsm.models.cris import CRIS
+from echovlsm.models.cris_config import CRISConfig
+from echovlsm.training.triplets import Triplets, make_triplets
 
 LEVEL = "P3"
 """Prompt level of the entries: structure, view and phase, so that a patient's pictures share no prompt."""
@@ -62,8 +64,8 @@ def own_cache(kept: bool = True) -> Iterator[None]:
 @lru_cache(maxsize=4)
 def cohort(patients: int, size: int) -> pd.DataFrame:
     """Frames table of a phantom cohort in a temporary folder, four pictures a patient."""
-    from echovlsm.cohort import read_cohort
-    from echovlsm.phantom import write_phantom_cohort
+    from echovlsm.cohort.read import read_cohort
+    from echovlsm.phantom.cohort import write_phantom_cohort
 
     root = Path(_workshop().name) / f"phantom-{patients}-{size}"
     write_phantom_cohort(root, patients, seed=8, size=size, splits=(1, 0, 0), progress=False, workers=1)
@@ -76,7 +78,7 @@ def clipseg(settings: Settings, encoders: str) -> CLIPSeg:
     Only the end token differs: that of the tiny vocabulary which comes with the project. Quick: the tiny
     model.
     """
-    tiny = models.load("clipseg", runs.resolve("data/weights/clipseg-tiny"), encoders)
+    tiny = models.load("clipseg", paths.resolve("data/weights/clipseg-tiny"), encoders)
     if settings.quick:
         return tiny
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
@@ -106,7 +108,7 @@ def cris(settings: Settings, encoders: str = "unfrozen") -> CRIS:
 
     Quick: the tiny model.
     """
-    tiny = models.load("cris", runs.resolve("data/weights/cris-tiny"), encoders)
+    tiny = models.load("cris", paths.resolve("data/weights/cris-tiny"), encoders)
     if settings.quick:
         return tiny
     torch.manual_seed(0)
@@ -149,7 +151,7 @@ def outlines(count: int, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     from scipy import ndimage
 
     from echovlsm import STRUCTURES
-    from echovlsm.cohort import load_labels
+    from echovlsm.cohort.images import load_labels
 
     rng = np.random.default_rng(4)
     frames = cohort(5, min(size, 256))

@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
+
+from echovlsm.__main__ import app, joined
 
 if TYPE_CHECKING:
+    from click.testing import Result
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "data" / "weights" / "clipseg-tiny"
 FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
 FLAGS += ["disable-component-update", "disable-sync"]
+
+
+def call(*words: object) -> Result:
+    """What a command of `echovlsm` prints, and its exit status."""
+    found = CliRunner().invoke(app, joined([str(word) for word in words]))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +59,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def phantom_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six phantom patients at 96 px."""
-    from echovlsm.phantom import write_phantom_cohort
+    from echovlsm.phantom.cohort import write_phantom_cohort
 
     root = tmp_path_factory.mktemp("cohorts") / "phantom-test"
     write_phantom_cohort(root, 6, seed=3, size=96, splits=(0.5, 0.25, 0.25), progress=False, workers=1)
@@ -57,7 +69,7 @@ def phantom_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phantom_frames(phantom_cohort: Path) -> pd.DataFrame:
     """The frames table of `phantom_cohort`."""
-    from echovlsm.cohort import read_cohort
+    from echovlsm.cohort.read import read_cohort
 
     return read_cohort(phantom_cohort)
 

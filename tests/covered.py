@@ -57,7 +57,7 @@ def read_report(report: dict) -> pd.DataFrame:
 
 def main(words: list[str]) -> int:
     """Command line; returns 1 where a test failed or too few lines are reached."""
-    from echovlsm import files, runs
+    from echovlsm.base import files, provenance
 
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "coveragerc"
@@ -85,7 +85,7 @@ def main(words: list[str]) -> int:
         table.to_csv(partial, index=False)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": runs.commit(),
+        "commit": provenance.commit(),
         "tests": "all",
     }
     with files.appearing(OUT / "coverage.yaml") as partial:

@@ -27,7 +27,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "data" / "results" / "reliability"
-ABOUT_THE_LOCK = "tests/test_project.py::test_lock_holds_everything_needed_and_nothing_else"
+ABOUT_THE_LOCK = "tests/workflow/test_project.py::test_lock_holds_everything_needed_and_nothing_else"
 """It compares the lock with what is installed, which is another thing here."""
 
 
@@ -91,14 +91,14 @@ def main() -> int:
     parser.add_argument("name", help="of the outcome, such as `newest`")
     parser.add_argument("--note", default="", help="what a reader has to know, such as what could not be had")
     options, words = parser.parse_known_args()
-    from echovlsm import files, runs
+    from echovlsm.base import files, provenance
 
     name = options.name
     if name == "locked":
         name += f", Python {sys.version_info.major}.{sys.version_info.minor}"
     outcome = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": runs.commit(),
+        "commit": provenance.commit(),
         "python": platform.python_version(),
         "tests": describe(words),
         "note": options.note,

@@ -30,8 +30,14 @@ import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 TESTS: dict[str, tuple[str, ...]] = {
-    "echovlsm/statistics.py": ("tests/test_statistics.py", "tests/test_properties.py"),
-    "echovlsm/scoring.py": ("tests/test_scoring.py", "tests/test_properties.py"),
+    "echovlsm/evaluation/statistics.py": (
+        "tests/evaluation/test_statistics.py",
+        "tests/workflow/test_properties.py",
+    ),
+    "echovlsm/evaluation/scoring.py": (
+        "tests/evaluation/test_scoring.py",
+        "tests/workflow/test_properties.py",
+    ),
 }
 """Modules that are changed, and the tests that have to notice."""
 
@@ -208,7 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(ROOT))
-    from echovlsm.runs import RunFolder, commit
+    from echovlsm.base.provenance import commit
+    from echovlsm.base.run_folder import RunFolder
 
     rows = []
     with tempfile.TemporaryDirectory() as place:

@@ -14,9 +14,10 @@ from benchmarks import setups
 from benchmarks.entries.training import RATE, step
 from benchmarks.measure import Pair, Rate, Side, median_of
 from benchmarks.setups import Settings
-from echovlsm import runs, training
+from echovlsm.base import paths
 from echovlsm.synthesis.process import diffusion_loss
 from echovlsm.synthesis.weights import load_denoiser
+from echovlsm.training import loop as training
 
 
 def run(settings: Settings) -> Iterator[Pair | Rate]:
@@ -100,7 +101,7 @@ def _layout_of_cris(settings: Settings, size: str, pictures: int) -> Iterator[Pa
 
 def _layout_of_unet(settings: Settings) -> Iterator[Pair]:
     """A training step of the denoiser."""
-    weights = runs.resolve("data/weights/sdm-tiny")
+    weights = paths.resolve("data/weights/sdm-tiny")
     batch = 2 if settings.quick else 8
     generator = torch.Generator().manual_seed(0)
     size = load_denoiser(weights)[0].config.image_size

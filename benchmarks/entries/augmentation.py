@@ -11,9 +11,11 @@ from benchmarks import plain
 from benchmarks.entries.training import RATE, step
 from benchmarks.measure import Pair, Rate, Side, time_call
 from benchmarks.setups import LEVEL, Settings, cohort
-from echovlsm import models, runs, training
-from echovlsm.augmentation import draw_change
-from echovlsm.triplets import make_triplets
+from echovlsm.base import paths
+from echovlsm.models import common as models
+from echovlsm.training import loop as training
+from echovlsm.training.augmentation import draw_change
+from echovlsm.training.triplets import make_triplets
 
 BATCH = 8
 
@@ -21,7 +23,7 @@ BATCH = 8
 def run(settings: Settings) -> Iterator[Pair | Rate]:
     """An epoch of the tiny CRIS at 64 px, one thread."""
     torch.set_num_threads(1)
-    model = models.load("cris", runs.resolve("data/weights/cris-tiny"), "unfrozen", 64).train()
+    model = models.load("cris", paths.resolve("data/weights/cris-tiny"), "unfrozen", 64).train()
     frames = cohort(2 if settings.quick else 8, 128)
     optimiser, loss = training.make_optimiser(model, RATE, 1e-3), training.make_loss()
     parts = {

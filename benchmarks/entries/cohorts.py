@@ -14,9 +14,9 @@ import pandas as pd
 from benchmarks import plain, setups
 from benchmarks.measure import Pair, Rate, Side, median_of
 from benchmarks.setups import Settings
-from echovlsm.phantom import draw_cohort_patient, simulate, write_phantom_cohort
-from echovlsm.prompts import make_prompts
-from echovlsm.shapes import name_shapes
+from echovlsm.phantom.cohort import draw_cohort_patient, simulate, write_phantom_cohort
+from echovlsm.prompts.shapes import name_shapes
+from echovlsm.prompts.templates import make_prompts
 
 
 def run(settings: Settings) -> Iterator[Pair | Rate]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks import plain, setups
 from benchmarks.measure import Pair, Side
 from benchmarks.setups import Settings
-from echovlsm import training
+from echovlsm.training import loop as training
 
 
 def run(settings: Settings) -> Iterator[Pair]:

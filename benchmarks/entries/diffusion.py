@@ -10,7 +10,7 @@ import torch
 from benchmarks import plain, setups
 from benchmarks.measure import Pair, Side
 from benchmarks.setups import Settings
-from echovlsm import runs
+from echovlsm.base import paths
 from echovlsm.synthesis.labels import perturbed_maps
 from echovlsm.synthesis.process import TRAINING_STEPS
 from echovlsm.synthesis.sampling import sample
@@ -21,7 +21,7 @@ STEPS = 20
 
 def run(settings: Settings) -> Iterator[Pair]:
     """Pictures of 96 px by the small network that comes with the project."""
-    weights = runs.resolve("data/weights/sdm-tiny")
+    weights = paths.resolve("data/weights/sdm-tiny")
     model, schedule = load_denoiser(weights)
     other, _ = load_denoiser(weights)
     model.to(memory_format=torch.channels_last).eval()

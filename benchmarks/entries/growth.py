@@ -10,14 +10,16 @@ from benchmarks import setups
 from benchmarks.entries.training import RATE, step
 from benchmarks.measure import Growth, time_call
 from benchmarks.setups import Settings
-from echovlsm import models, runs, training
-from echovlsm.prompts import make_prompts
-from echovlsm.scoring import score_table
-from echovlsm.triplets import whole_batch
+from echovlsm.base import paths
+from echovlsm.evaluation.scoring import score_table
+from echovlsm.models import common as models
+from echovlsm.prompts.templates import make_prompts
+from echovlsm.training import loop as training
+from echovlsm.training.triplets import whole_batch
 
 
 def _tiny(image_size: int = 0) -> torch.nn.Module:
-    return models.load("clipseg", runs.resolve("data/weights/clipseg-tiny"), "unfrozen", image_size)
+    return models.load("clipseg", paths.resolve("data/weights/clipseg-tiny"), "unfrozen", image_size)
 
 
 def _timed(settings: Settings, runs_of: dict[float, object]) -> dict[float, list[float]]:

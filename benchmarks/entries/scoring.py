@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import plain, setups
 from benchmarks.measure import Pair, Side
 from benchmarks.setups import Settings
-from echovlsm.scoring import METRICS, score_table
+from echovlsm.evaluation.scoring import METRICS, score_table
 
 
 def run(settings: Settings) -> Iterator[Pair]:

@@ -13,8 +13,8 @@ import nbformat
 
 from benchmarks.measure import Pair, Rate, Side, median_of
 from benchmarks.setups import Settings
-from echovlsm import warm
-from echovlsm.runs import project_root
+from echovlsm.base.paths import project_root
+from echovlsm.study import warm
 
 _IMPORT = "import time; t = time.perf_counter(); import echovlsm; print(time.perf_counter() - t)"
 
@@ -68,7 +68,7 @@ def _notebooks(settings: Settings, folder: Path, socket: str | None) -> Iterator
     out = folder / "out.ipynb"
 
     def execute(notebook: Path, **more: str) -> str:
-        _call("-m", "echovlsm.execute", notebook, out, "--no-progress", **more)
+        _call("-m", "echovlsm", "execute", notebook, out, "--no-progress", **more)
         return _printed(out)
 
     def papermill(notebook: Path) -> str:
@@ -94,7 +94,7 @@ def _notebooks(settings: Settings, folder: Path, socket: str | None) -> Iterator
         "notebook",
         "a notebook that imports a model and its loss",
         "notebook",
-        Side("`echovlsm.execute`, warm start", lambda: execute(imports, **ready)),
+        Side("`echovlsm execute`, warm start", lambda: execute(imports, **ready)),
         Side("Papermill", lambda: papermill(imports)),
         check,
         repeats=settings.repeats(3),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from benchmarks import plain, setups
 from benchmarks.measure import Pair, Rate, Side, matrix_rate, median_of
 from benchmarks.setups import Settings
-from echovlsm import features, training
+from echovlsm.training import features
+from echovlsm.training import loop as training
 
 CLIP = 0.5
 RATE = 1e-5

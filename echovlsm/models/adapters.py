@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from echovlsm.models import ModelError, name_of
+from echovlsm.models.common import ModelError, name_of
 
 if TYPE_CHECKING:
     import pandas as pd

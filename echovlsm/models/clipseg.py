@@ -22,9 +22,8 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from echovlsm import files
-from echovlsm.models import ModelError
-from echovlsm.runs import resolve
+from echovlsm.base import files, paths
+from echovlsm.models.common import ModelError
 
 transformers_logging.disable_progress_bar()  # files are local and small; the bars only litter notebooks
 
@@ -82,7 +81,7 @@ class CLIPSeg(nn.Module):
         ModelError
             The folder is missing, is no CLIPSeg folder, lacks weights, or the hub cannot be reached.
         """
-        folder, weights = resolve(weights), str(weights)
+        folder, weights = paths.resolve(weights), str(weights)
         if folder.is_dir():
             weights = str(folder)
             if not (folder / "config.json").is_file():

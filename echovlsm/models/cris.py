@@ -34,14 +34,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-from echovlsm import files
-from echovlsm.files import read_json
-from echovlsm.models import ModelError
+from echovlsm.base import files, paths
+from echovlsm.models.clipseg import _write_normalisation
+from echovlsm.models.common import ModelError
 from echovlsm.models.cris_clip import CLIP
 from echovlsm.models.cris_config import PADDINGS, CRISConfig
 from echovlsm.models.cris_parts import FPN, Projector, TransformerDecoder
-from echovlsm.models.cris_weights import fit_clip, load_strictly, read_tensors, strip_module
-from echovlsm.runs import resolve
+from echovlsm.models.cris_weights import (
+    fit_clip,
+    load_strictly,
+    read_tensors,
+    strip_module,
+)
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "CRIS", "PADDINGS", "CRISConfig", "Prompt"]
 
@@ -128,9 +132,9 @@ class CRIS(nn.Module):
             if not (folder / file).is_file():
                 raise ModelError(
                     f"weights: {folder} has no {file}; give a folder in Hugging Face layout. Of an original "
-                    "CRIS or CLIP file `python -m echovlsm.models.full_weights convert` makes one"
+                    "CRIS or CLIP file `echovlsm weights convert` makes one"
                 )
-        saved = read_json(folder / "config.json", ModelError, "copy the folder again")
+        saved = files.read_json(folder / "config.json", ModelError, "copy the folder again")
         if saved.get("model_type") != "cris":
             raise ModelError(
                 f"weights: {folder} holds a {saved.get('model_type')!r} model, not CRIS; name that model"
@@ -209,8 +213,6 @@ class CRIS(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, `model.safetensors`, tokenizer and `preprocessor_config.json` into `folder`."""
         from safetensors.torch import save
-
-        from echovlsm.models.clipseg import _write_normalisation
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -392,13 +394,12 @@ class CRIS(nn.Module):
 
 def _folder(weights: str | Path) -> Path:
     """The folder that `weights` names, fetched from the hub where it is an id."""
-    folder, weights = resolve(weights), str(weights)
+    folder, weights = paths.resolve(weights), str(weights)
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise ModelError(
-            f"weights: {weights} is a file; make a folder of it once: "
-            "python -m echovlsm.models.full_weights convert FILE FOLDER"
+            f"weights: {weights} is a file; make a folder of it once: echovlsm weights convert FILE FOLDER"
         )
     if weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
         raise ModelError(f"weights: the folder {weights} does not exist; give one that does, or a hub id")
@@ -416,7 +417,7 @@ def _folder(weights: str | Path) -> Path:
 def _read_preprocessing(folder: Path) -> dict[str, object]:
     """Mean, sd and side from `preprocessor_config.json`; nothing where there is none."""
     file = folder / "preprocessor_config.json"
-    saved = read_json(file, ModelError, "copy the folder again") if file.is_file() else {}
+    saved = files.read_json(file, ModelError, "copy the folder again") if file.is_file() else {}
     found = {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
     side = saved.get("size")
     side = side.get("height", side.get("shortest_edge")) if isinstance(side, dict) else side

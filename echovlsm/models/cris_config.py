@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echovlsm.models import ModelError
+from echovlsm.models.common import ModelError
 
 PADDINGS: tuple[str, ...] = ("attention", "authors")
 """How padding tokens are told from words (see `echovlsm.models.cris`)."""

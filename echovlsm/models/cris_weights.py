@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from echovlsm.models import ModelError
+from echovlsm.base import paths
+from echovlsm.models.common import ModelError
 from echovlsm.models.cris_clip import resize_positions
-from echovlsm.runs import resolve
 
 _POSITIONS = "visual.attnpool.positional_embedding"
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -33,7 +33,7 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     ModelError
         The file is missing, holds something else than tensors, or cannot be read without running its code.
     """
-    path = resolve(file)
+    path = paths.resolve(file)
     if not path.is_file():
         raise ModelError(f"weights: the file {file} does not exist")
     if path.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""Folders of weights of full size: ``python -m echovlsm.models.full_weights --help``.
+"""Folders of weights of full size: ``echovlsm weights --help``.
 
 ``random`` writes a CLIPSeg or CRIS of the released size with random weights, to try the way of the full study
 without a download. ``convert`` makes a folder from an original file: a CRIS checkpoint, or CLIP's RN50, on
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
-import typer
 
-from echovlsm import models
-from echovlsm.models import ModelError
+from echovlsm.base import files, paths
+from echovlsm.models import common as models
+from echovlsm.models.clipseg import CLIPSeg
+from echovlsm.models.common import ModelError
+from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_config import CRISConfig
+from echovlsm.models.cris_weights import read_tensors
+from echovlsm.models.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPSegConfig, PreTrainedTokenizerBase
@@ -68,9 +72,6 @@ def random_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -
     """
     from transformers import CLIPSegForImageSegmentation
 
-    from echovlsm.models.clipseg import CLIPSeg
-    from echovlsm.models.cris import CRIS
-
     if name not in models.MODELS:
         raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(models.MODELS)}")
     rows = CRISConfig().vocab_size
@@ -103,8 +104,6 @@ def read_original(
     ModelError
         The file cannot be read safely, or its tensors are neither of the two.
     """
-    from echovlsm.models.cris import CRIS
-    from echovlsm.models.cris_weights import read_tensors
 
     if authors:
         config = replace(config or CRISConfig(), padding="authors", enlarging="authors")
@@ -125,14 +124,11 @@ def read_tokenizer(tokenizer: str | Path = TOKENIZER, merges: Path | None = None
     """
     from transformers import CLIPTokenizer
 
-    from echovlsm.pretraining import build_tokenizer
-    from echovlsm.runs import resolve
-
     if merges is not None:
         if not merges.is_file():
             raise ModelError(f"--merges: {merges} does not exist; give CLIP's bpe_simple_vocab_16e6.txt.gz")
         return build_tokenizer(merges, ALL_MERGES)
-    folder, remedy = resolve(tokenizer), "a hub id such as openai/clip-vit-base-patch32, or --merges"
+    folder, remedy = paths.resolve(tokenizer), "a hub id such as openai/clip-vit-base-patch32, or --merges"
     if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt")):
         # Transformers would make one that knows no word
         raise ModelError(f"--tokenizer: {folder} has no tokenizer.json; give another folder, {remedy}")
@@ -153,59 +149,10 @@ def write_folder(model: CLIPSeg | CRIS, folder: str | Path) -> Path:
     ModelError
         Something is there already.
     """
-    from echovlsm import files
-    from echovlsm.runs import resolve
 
-    target = resolve(folder)
+    target = paths.resolve(folder)
     if target.exists():
         raise ModelError(f"{target}: is there already; name another folder, or delete it")
     with files.appearing(target) as partial:
         model.save_pretrained(partial)
     return target
-
-
-app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
-_Tokenizer = Annotated[str, typer.Option(help="folder or hub id of CLIP's tokenizer")]
-_Merges = Annotated[Path | None, typer.Option(help="instead: CLIP's bpe_simple_vocab_16e6.txt.gz")]
-
-
-@app.command()
-def random(
-    name: Annotated[str, typer.Argument(help="clipseg or cris")],
-    folder: Annotated[Path, typer.Argument(help="folder to write")],
-    tokenizer: _Tokenizer = TOKENIZER,
-    merges: _Merges = None,
-    seed: int = 0,
-) -> None:
-    """Write a model of full size with random weights."""
-    _write(lambda: random_model(name, read_tokenizer(tokenizer, merges), seed), folder)
-
-
-@app.command()
-def convert(
-    file: Annotated[Path, typer.Argument(help="original CRIS checkpoint, or CLIP's RN50")],
-    folder: Annotated[Path, typer.Argument(help="folder to write")],
-    tokenizer: _Tokenizer = "openai/clip-vit-base-patch32",
-    merges: _Merges = None,
-    seed: Annotated[int, typer.Option(help="of what RN50 lacks: neck and decoder")] = 0,
-    authors: Annotated[
-        bool, typer.Option("--authors", help="padding and enlarging as in the study's code")
-    ] = False,
-) -> None:
-    """Make a CRIS folder from an original file."""
-    _write(lambda: read_original(file, read_tokenizer(tokenizer, merges), seed, authors=authors), folder)
-
-
-def _write(make, folder: Path) -> None:
-    try:
-        model = make()
-        target = write_folder(model, folder)
-    except ModelError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    millions = sum(value.numel() for value in model.parameters()) / 1e6
-    typer.echo(f"{target}: {model.name}, {millions:.1f} million parameters, {model.image_size} pixels")
-
-
-if __name__ == "__main__":
-    app()

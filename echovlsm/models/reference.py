@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from echovlsm import STRUCTURES, files
-from echovlsm.files import read_json
-from echovlsm.models import ModelError
-from echovlsm.runs import resolve
+from echovlsm import STRUCTURES
+from echovlsm.base import files, paths
+from echovlsm.models.common import ModelError
 
 MODEL_TYPE = "reference-unet"
 CHANNELS: tuple[int, ...] = (16, 32, 64, 64, 128)
@@ -106,11 +105,11 @@ class ReferenceUNet(nn.Module):
 
         if encoders != "unfrozen":
             raise ModelError(f"encoders: {encoders!r} has no meaning for unet, which has none; use unfrozen")
-        folder = resolve(weights)
+        folder = paths.resolve(weights)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise ModelError(f"weights: {folder} has no {name}; give a folder of save_pretrained")
-        config = read_json(folder / "config.json", ModelError, "copy the folder again")
+        config = files.read_json(folder / "config.json", ModelError, "copy the folder again")
         if config.get("model_type") != MODEL_TYPE:
             raise ModelError(
                 f"weights: {folder} holds a {config.get('model_type')!r} model, not {MODEL_TYPE}"

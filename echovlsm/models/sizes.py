@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from echovlsm.models import ModelError, name_of
+from echovlsm.models.common import ModelError, name_of
 from echovlsm.models.cris_clip import resize_positions
 
 

@@ -1,1 +1,33 @@
-"""The study on real hearts: its plan, the queue that carries it out, and the answers of its records."""
+"""The study: parameters in, executed notebooks, finished grids, recorded runs, answers out (06, 09, 10).
+
+`parameters` and `execute` run a notebook, `grid` a table of runs, `queue` the runs on real hearts that `plan`
+lists and `answers` reads. Begin with `plan`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "answer_figures",
+        "answer_text",
+        "answers",
+        "benchmark_figures",
+        "dry_run",
+        "execution",
+        "freshness",
+        "grid",
+        "grid_figures",
+        "parameters",
+        "plan",
+        "pretrained",
+        "queue",
+        "real_figures",
+        "rehearsal",
+        "warm",
+    ],
+    submod_attrs={
+        "parameters": ["check_parameters", "may_draw_phantom"],
+        "pretrained": ["pretrained_run"],
+    },
+)

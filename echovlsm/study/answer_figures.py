@@ -11,16 +11,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from echovlsm.figures import STRATEGY_COLOURS
-from echovlsm.real_figures import YARDSTICK
+from echovlsm.base import figures
 from echovlsm.study.answer_text import NAMES
 from echovlsm.study.answers import STRATEGIES
 from echovlsm.study.plan import ALL
+from echovlsm.study.real_figures import YARDSTICK
 
 COLOURS: dict[str, str] = {
-    "nothing": STRATEGY_COLOURS["real"],
-    "phantom": STRATEGY_COLOURS["synthetic"],
-    "diffusion": STRATEGY_COLOURS["synth-PT:real-FT"],
+    "nothing": figures.STRATEGY_COLOURS["real"],
+    "phantom": figures.STRATEGY_COLOURS["synthetic"],
+    "diffusion": figures.STRATEGY_COLOURS["synth-PT:real-FT"],
     "diffusion+phantom": "#CC79A7",
     "diffusion-few": "#E69F00",
 }

@@ -188,7 +188,7 @@ def left_out(records: Records) -> str:
             told.append(f"`{block}` lacks {gaps} of {len(mine)}")
     return (
         f"{progress(records)}. By part: {', '.join(told)}. What is missing is shown as no result; "
-        "`python -m echovlsm.study.queue --cohort /path/to/CAMUS_public` goes on with it."
+        "`echovlsm study --cohort /path/to/CAMUS_public` goes on with it."
     )
 
 

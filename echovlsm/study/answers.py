@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from echovlsm import STRUCTURES
-from echovlsm.statistics import holm
+from echovlsm.evaluation import statistics
 from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, VALIDATION, Recipe, Run, study
 
 LEVEL, RESAMPLES, SEED = 0.95, 5000, 0
@@ -174,7 +174,7 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if table.empty:
         return table
-    table["p_holm"] = holm(table["p"])
+    table["p_holm"] = statistics.holm(table["p"])
     clear = ((table["low"] > 0) | (table["high"] < 0)) & table["one_sign"] & (table["p_holm"] <= 1 - LEVEL)
     words = np.where(table["gain"] > 0, "higher", "lower")
     table["verdict"] = np.where(table["seeds"] < 2, "one seed", np.where(clear, words, "no difference shown"))

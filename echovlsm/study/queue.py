@@ -1,6 +1,6 @@
 """The queue of runs on real hearts: one command starts it, goes on with it, and says what is left.
 
-    python -m echovlsm.study.queue --cohort /path/to/CAMUS_public
+    echovlsm study --cohort /path/to/CAMUS_public
 
 Each finished run is a file of its own in `data/results/camus/study`: parameters, patients, looks and scores,
 no image and no weights. Several of these commands may work on one queue at a time. What is not passed on
@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import typer
 
-from echovlsm import files, runs
+from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
-from echovlsm.evaluate import structure_masks
-from echovlsm.scoring import score_table
-from echovlsm.strategies import combine, limit_patients, starting_model, synthetic_level
+from echovlsm.evaluation import score_table, structure_masks
+from echovlsm.phantom import write_phantom_cohort
 from echovlsm.study.plan import (
     ALL,
     BOTH,
@@ -45,13 +42,11 @@ from echovlsm.study.plan import (
     digest,
     study,
 )
-from echovlsm.triplets import Triplets, hold_out, make_triplets
+from echovlsm.synthesis import denoiser_for, sample_cohort
+from echovlsm.training import Triplets, fit, hold_out, make_triplets, predict, strategies
 
 if TYPE_CHECKING:
     from torch import nn
-
-RECORDS = Path("data/results/camus/study")
-"""Where the records lie."""
 
 SCORES: tuple[str, ...] = ("dice", "hausdorff95", "assd")
 """What a record says of each mask; distances in pixels of the size at which masks are compared."""
@@ -94,8 +89,8 @@ class Study:
     """
 
     def __init__(self, cohort: str | Path, folder: str | Path, records: str | Path, recipe: Recipe) -> None:
-        self.folder, self.records = runs.resolve(folder), runs.resolve(records)
-        frames = read_cohort(runs.resolve(cohort))
+        self.folder, self.records = paths.resolve(folder), paths.resolve(records)
+        frames = read_cohort(paths.resolve(cohort))
         meta = frames.attrs["meta"]
         frames = frames[frames["labels"].notna()].reset_index(drop=True)
         frames[list(LEFT_OUT)] = pd.NA
@@ -121,14 +116,13 @@ class Study:
         """The images of a few, or all, training patients."""
         pool = self.parts["train"]
         count = 0 if source.patients >= pool["patient"].nunique() else source.patients
-        few = limit_patients(pool, {"train": count}, source.seed)
+        few = strategies.limit_patients(pool, {"train": count}, source.seed)
         few.attrs = pool.attrs
         return few
 
     @cached_property
     def phantom(self) -> pd.DataFrame:
         """The phantom cohort, drawn where it is missing."""
-        from echovlsm.phantom import write_phantom_cohort
 
         root = self.folder / "cohorts" / "phantom"
         with files.only_one(self.folder / "cohorts", wait=600):
@@ -139,8 +133,6 @@ class Study:
 
     def diffusion(self, source: Source) -> pd.DataFrame:
         """Images drawn from the perturbed labels of a few patients, by a denoiser that learned from them."""
-        from echovlsm.synthesis.diffusion import sample_cohort
-        from echovlsm.synthesis.study import denoiser_for
 
         learned = Source("real", source.patients, source.seed)
         root = self.folder / "cohorts" / f"{SDM}-{learned.name}"
@@ -181,9 +173,9 @@ class Study:
         parts = self.sources(cycle.source)
         how = {"missing": "omit", "seed": cycle.seed, "augment": recipe.augment, "variant": "random"}
         if len(parts) > 1 or parts[0][1]:
-            return combine(parts, cycle.prompt, model, **how)
+            return strategies.combine(parts, cycle.prompt, model, **how)
         frames = parts[0][0]
-        return make_triplets(frames, synthetic_level(cycle.prompt, [frames]), model, **how)
+        return make_triplets(frames, strategies.synthetic_level(cycle.prompt, [frames]), model, **how)
 
     def checking(self, part: str, run: Run, model: nn.Module) -> Triplets:
         """Images to look at, or to score, as triplets that are kept."""
@@ -192,7 +184,7 @@ class Study:
         if key not in self._triplets:
             how = {"missing": "omit", "variant": "0"}
             frames = self.parts[part]
-            made = combine([(frames, word)], run.prompt, model, **how) if word else None
+            made = strategies.combine([(frames, word)], run.prompt, model, **how) if word else None
             self._triplets[key] = made or make_triplets(frames, run.prompt, model, **how)
         return self._triplets[key]
 
@@ -201,17 +193,16 @@ class Study:
     def starting(self, run: Run, before: Path | None, seed: int) -> nn.Module:
         """A model at the beginning of a cycle."""
         weights = before / "weights" if before else WEIGHTS[run.model]
-        return starting_model(run.model, weights, run.encoders, run.recipe.image_size, seed)
+        return strategies.starting_model(run.model, weights, run.encoders, run.recipe.image_size, seed)
 
     def train(self, run: Run, cycle: Cycle) -> Path:
         """The folder of a cycle, which is trained now, after those before it, if it is not there.
 
         Raises
         ------
-        echovlsm.files.InUseError
+        echovlsm.base.files.InUseError
             Another process trains it.
         """
-        from echovlsm.training import fit
 
         made_from = {**run.made_from(cycle), **self._begins_with(run)}
         target = (
@@ -225,7 +216,7 @@ class Study:
             if target.is_dir():
                 return target
             recipe = run.recipe
-            runs.set_up(1, cycle.seed)
+            provenance.set_up(1, cycle.seed)
             model = self.starting(run, before, run.seed)
             learning, checking = self.learning(cycle, model, recipe), self.checking(HELD_OUT, run, model)
             options = {"steps": cycle.steps, "look_every": recipe.look_every, "batch_size": recipe.batch_size}
@@ -256,7 +247,7 @@ class Study:
         return sorted(self.real(Source("real", source.patients, source.seed))["patient"].unique())
 
     def _begins_with(self, run: Run) -> dict[str, str]:
-        return {"data_hash": self.data_hash, "weights_hash": runs.weights_hash(WEIGHTS[run.model])}
+        return {"data_hash": self.data_hash, "weights_hash": provenance.weights_hash(WEIGHTS[run.model])}
 
     # -- runs -------------------------------------------------------------------------------------------
 
@@ -276,7 +267,7 @@ class Study:
         folders = []
         for cycle in run.cycles:
             folders.append(self.train(run, cycle))
-        runs.set_up(1, run.seed)
+        provenance.set_up(1, run.seed)
         model = self.starting(run, folders[-1] if folders else None, run.seed).eval()
         parts = (HELD_OUT,) if run.choice else (HELD_OUT, VALIDATION)
         cycles = [json.loads((folder / "cycle.json").read_text()) for folder in folders]
@@ -296,11 +287,11 @@ class Study:
             "cycles": cycles,
             "scores": {part: self.scores(run, part, model) for part in parts},
             "training_seconds": round(sum(cycle["seconds"] for cycle in cycles), 1),
-            "peak_memory_gib": runs.peak_memory(),
-            "commit": runs.commit(),
+            "peak_memory_gib": provenance.peak_memory(),
+            "commit": provenance.commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": runs.device_name(),
-            "packages": runs.package_versions(),
+            "device": provenance.device_name(),
+            "packages": provenance.package_versions(),
             "seconds": round(time.perf_counter() - clock, 1),
         }
         with files.appearing(file) as partial:
@@ -309,7 +300,6 @@ class Study:
 
     def scores(self, run: Run, part: str, model: nn.Module) -> dict[str, Any]:
         """Scores of a part's masks: who they are, and a list a structure for each of `SCORES`."""
-        from echovlsm.training import predict
 
         frames, size = self.parts[part], run.recipe.score_size
         logits = predict(model, self.checking(part, run, model))
@@ -387,36 +377,17 @@ def work_through(there: Study, wanted: Sequence[Run], until: float) -> None:
             time.sleep(20)
 
 
-def main(
-    cohort: Annotated[Path, typer.Option(help="folder of CAMUS")] = Path("data/cohorts/camus"),
-    block: Annotated[str, typer.Option(help="blocks, or parts, to work on, with commas; empty: all")] = "",
-    records: Annotated[Path, typer.Option(help="folder of the records")] = RECORDS,
-    folder: Annotated[Path, typer.Option(help="folder of weights and synthetic cohorts")] = Path(
-        "runs/study"
-    ),
-    minutes: Annotated[float, typer.Option(help="start no further run after this; 0: no limit")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="say what is left, and train nothing")
-    ] = False,
-) -> None:
-    """Carry out the study on real hearts, or what is left of it."""
-    try:
-        work = study()
-        known = blocks(work) + sorted({run.part for run in work})
-        asked = [name for name in block.split(",") if name] or known
-        if unknown := [name for name in asked if name not in known]:
-            raise QueueError(f"--block: {unknown[0]!r} is not known; choose of {', '.join(known)}")
-        runs.set_up(1, 0)
-        there = Study(cohort, folder, records, Recipe())
-        wanted = [run for run in work if run.block in asked or run.part in asked]
-        table = left(wanted, there, measured_rates(there))
-        typer.echo(table.to_string(index=False, float_format="{:.0f}".format))
-        if not dry_run:
-            work_through(there, wanted, time.monotonic() + 60 * minutes if minutes else float("inf"))
-    except (QueueError, runs.RunError, ValueError, files.FullDiskError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+def chosen(block: str = "") -> list[Run]:
+    """The runs of some blocks, or parts, named with commas between them; of all where none is named.
 
-
-if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    Raises
+    ------
+    QueueError
+        There is no such block.
+    """
+    work = study()
+    known = blocks(work) + sorted({run.part for run in work})
+    asked = [name for name in block.split(",") if name] or known
+    if unknown := [name for name in asked if name not in known]:
+        raise QueueError(f"--block: {unknown[0]!r} is not known; choose of {', '.join(known)}")
+    return [run for run in work if run.block in asked or run.part in asked]

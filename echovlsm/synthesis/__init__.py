@@ -1,1 +1,17 @@
-"""Synthetic echocardiograms: label maps, a diffusion model that draws from them, and its fidelity."""
+"""Synthesis: annotated images in, a synthetic cohort with its labels out (notebook 02).
+
+`labels` perturbs hearts, `unet` and `process` are the denoiser and its noise, `train` and `sampling` use
+both, `fidelity` says how close the images come. Begin with `sampling.sample_cohort`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["fidelity", "labels", "plots", "process", "trial", "unet", "weights"],
+    submod_attrs={
+        "sampling": ["ensure_cohort", "sample", "sample_cohort"],
+        "train": ["train_diffusion"],
+        "trial": ["denoiser_for"],
+    },
+)

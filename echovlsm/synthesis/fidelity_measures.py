@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from echovlsm import STRUCTURES
-from echovlsm.synthesis.labels import SECTOR_CLASSES
+from echovlsm.cohort import resize_image, sectors
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from echovlsm.models.clipseg import CLIPSeg
+    from echovlsm.models import CLIPSeg
 
-TISSUES: dict[int, str] = {value: name for value, name in enumerate(SECTOR_CLASSES) if value}
+TISSUES: dict[int, str] = {value: name for value, name in enumerate(sectors.SECTOR_CLASSES) if value}
 """Sector class to tissue; 0 is outside the sector."""
 CAVITY, BACKGROUND, MYOCARDIUM = 1, 2, 3
 ROUNDING = 1 / 12
@@ -237,8 +237,6 @@ def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) ->
     """
     import torch
 
-    from echovlsm.triplets import resize_image
-
     _check_images(images)
     was_training = model.training
     model.eval()
@@ -304,7 +302,6 @@ def kid(
 
 def thumbnails(images: np.ndarray, side: int = 32) -> np.ndarray:
     """Pictures (N, H, W) reduced to `side` x `side` by antialiased resizing: float32 (N, side²)."""
-    from echovlsm.triplets import resize_image
 
     _check_images(images)
     return np.stack([resize_image(image, side).numpy().ravel() for image in images]).astype(np.float32)

@@ -1,9 +1,4 @@
-"""Label maps that a diffusion model draws from: the ultrasound sector, its class order, and perturbed hearts.
-
-The study labels a picture 0 background, 1 left ventricular cavity, 2 myocardium, 3 left atrium. A SECTOR map
-has the order of the sector annotations of Stojanovski et al. 2023 ("Echo from Noise",
-doi 10.1007/978-3-031-44521-7_4): 0 outside the sector, 1 left ventricular cavity, 2 sector background,
-3 myocardium, 4 left atrium. Both orders meet in this module only.
+"""Label maps that a diffusion model draws from: the ultrasound sector and perturbed hearts.
 
 `perturb` makes new anatomies from old ones as published: a random affine map, then an elastic deformation,
 both nearest neighbour, then clipped to the sector, which itself stays where it is. The ranges are those of
@@ -24,25 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from echovlsm import STRUCTURES
+from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels, sectors
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SECTOR_CLASSES: tuple[str, ...] = (
-    "outside the sector",
-    STRUCTURES[1],
-    "sector background",
-    STRUCTURES[2],
-    STRUCTURES[3],
-)
-"""Name of each class of a sector map; the index is the class."""
-
-SECTOR_OF_LABEL: tuple[int, ...] = (2, 1, 3, 4)
-"""Class in a sector map of the study's labels 0-3, inside the sector."""
-
-_SECTOR_OF = np.array(SECTOR_OF_LABEL, np.uint8)
-_LABEL_OF = np.array([0, 1, 0, 2, 3], np.uint8)
 
 BLACK = 2
 """Grey value up to which a pixel counts as black: 0, and what lossy compression makes of 0."""
@@ -50,79 +30,6 @@ SPECK = 5
 """A component of fewer pixels is a speck: it neither tears a structure nor keeps it."""
 KEPT = 0.25
 """Share of its area which a structure must keep; with less it counts as lost."""
-
-
-class LabelMapError(ValueError):
-    """A label map cannot be used; the message names its source, what is wrong, and the remedy."""
-
-
-# --- class order ------------------------------------------------------------
-
-
-def check_sector_map(
-    sector_map: np.ndarray, size: int | tuple[int, int] | None = None, where: str = ""
-) -> None:
-    """Refuse what is no sector map.
-
-    Parameters: `sector_map`, (H, W) of any integer type; `size`, the side or (H, W) it must have, where that
-    matters; `where`, the name of its source (a file, or a picture) for the message. Raises LabelMapError for
-    another type or shape, another size, or a class that is not in 0-4.
-    """
-    _check_map(
-        sector_map, where, len(SECTOR_CLASSES) - 1, "a sector map", "to_sector_map makes it from labels"
-    )
-    expected = (size, size) if isinstance(size, int) else size
-    if expected is not None and sector_map.shape != tuple(expected):
-        raise LabelMapError(
-            f"{where or 'label map'}: size {_by(sector_map.shape)}, but {_by(expected)} is needed; resize "
-            "the labels with echovlsm.triplets.resize_labels, or choose the size of this map"
-        )
-
-
-def _check_map(values: np.ndarray, where: str, top: int, kind: str, remedy: str) -> None:
-    where = where or "label map"
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size:
-        form = getattr(values, "shape", type(values).__name__)
-        raise LabelMapError(f"{where}: {form} is not (height, width); {kind} is one 2-D array")
-    if not np.issubdtype(values.dtype, np.integer):
-        raise LabelMapError(f"{where}: type {values.dtype}; {kind} holds whole numbers, give it as uint8")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > top:
-        wrong = high if high > top else low
-        raise LabelMapError(f"{where}: class {wrong} is out of range, {kind} has 0-{top} only; {remedy}")
-
-
-def _check_sector(sector: np.ndarray, shape: tuple[int, ...], where: str) -> None:
-    if not isinstance(sector, np.ndarray) or sector.dtype != np.bool_ or sector.shape != shape:
-        form = f"{getattr(sector, 'dtype', type(sector).__name__)} {getattr(sector, 'shape', '')}"
-        raise LabelMapError(
-            f"{where or 'label map'}: the sector is {form}, but bool {shape} is needed; find_sector makes it"
-        )
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def to_sector_map(labels: np.ndarray, sector: np.ndarray, where: str = "") -> np.ndarray:
-    """Sector map uint8 (H, W) of labels 0-3 (H, W) and sector bool (H, W); labels outside it are cut off.
-
-    Raises LabelMapError, which names `where`, for another class, type or shape.
-    """
-    _check_map(labels, where, len(_SECTOR_OF) - 1, "the study's labels", "correct the mask")
-    _check_sector(sector, labels.shape, where)
-    return np.where(sector, _SECTOR_OF[labels], np.uint8(0))
-
-
-def from_sector_map(sector_map: np.ndarray, where: str = "") -> np.ndarray:
-    """The study's labels, uint8 (H, W) of 0-3, of a sector map; LabelMapError if it is none."""
-    check_sector_map(sector_map, where=where)
-    return _LABEL_OF[sector_map]
-
-
-def sector_of(sector_map: np.ndarray) -> np.ndarray:
-    """Sector bool (H, W) of a sector map."""
-    return sector_map != 0
 
 
 # --- the sector of a picture ------------------------------------------------------------
@@ -141,7 +48,9 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
 
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2 or not image.size:
         form = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
-        raise LabelMapError(f"{where or 'picture'}: {form}; a sector is found in uint8 (height, width)")
+        raise sectors.LabelMapError(
+            f"{where or 'picture'}: {form}; a sector is found in uint8 (height, width)"
+        )
     bright = image > BLACK
     reach = max(1, round(0.015 * min(image.shape)))  # half the window, so the most the hull can be wrong by
     # mean of each window, nothing beyond the picture's edge: lines of text and noise stay below one half
@@ -150,7 +59,7 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
     areas = np.bincount(parts.ravel())
     areas[0] = 0
     if areas.max() < 0.05 * image.size:
-        raise LabelMapError(
+        raise sectors.LabelMapError(
             f"{where or 'picture'}: no ultrasound sector, the largest bright region covers "
             f"{areas.max() / image.size:.1%} of the picture; leave this picture out"
         )
@@ -244,17 +153,17 @@ def perturb(
     whole; 8-connected, those of fewer than `SPECK` pixels not counted). LabelMapError, which names `where`,
     after `how.tries` such draws.
     """
-    source = to_sector_map(labels, sector, where)
-    whole = _components(_SECTOR_OF[labels])
+    source = sectors.to_sector_map(labels, sector, where)
+    whole = _components(sectors.to_sector_map(labels, np.ones(labels.shape, bool)))
     before = {value: max(parts, whole[value]) for value, parts in _components(source).items()}
-    areas = np.bincount(source.ravel(), minlength=len(SECTOR_CLASSES))
+    areas = np.bincount(source.ravel(), minlength=len(sectors.SECTOR_CLASSES))
     wrong = ""
     for redraws in range(how.tries):
-        drawn = to_sector_map(_warp(labels, rng, how), sector)
+        drawn = sectors.to_sector_map(_warp(labels, rng, how), sector)
         wrong = _impossible(drawn, before, areas)
         if not wrong:
             return drawn, redraws
-    raise LabelMapError(
+    raise sectors.LabelMapError(
         f"{where or 'label map'}: none of {how.tries} perturbations is anatomically possible (the last: "
         f"{wrong}); use a weaker perturbation or leave this picture out"
     )
@@ -265,7 +174,7 @@ def _components(sector_map: np.ndarray) -> dict[int, int]:
     from skimage.measure import label
 
     found = {}
-    for value in SECTOR_OF_LABEL[1:]:
+    for value in sectors.SECTOR_OF_LABEL[1:]:
         region = sector_map == value
         if region.any():
             sizes = np.bincount(label(region, connectivity=2).ravel())[1:]
@@ -275,12 +184,12 @@ def _components(sector_map: np.ndarray) -> dict[int, int]:
 
 def _impossible(drawn: np.ndarray, before: dict[int, int], areas: np.ndarray) -> str:
     after = _components(drawn)
-    now = np.bincount(drawn.ravel(), minlength=len(SECTOR_CLASSES))
+    now = np.bincount(drawn.ravel(), minlength=len(sectors.SECTOR_CLASSES))
     for value, parts in before.items():
         if now[value] < max(1, KEPT * areas[value]):
-            return f"{SECTOR_CLASSES[value]} lost"
+            return f"{sectors.SECTOR_CLASSES[value]} lost"
         if after[value] > parts:
-            return f"{SECTOR_CLASSES[value]} torn"
+            return f"{sectors.SECTOR_CLASSES[value]} torn"
     return ""
 
 
@@ -406,7 +315,7 @@ def source_maps(frames: pd.DataFrame, size: int, progress: bool = False) -> Sour
     for i in rows:
         row = frames.iloc[i]
         images[i], labels, sector = _load(row, size)
-        maps[i] = to_sector_map(labels, sector, _name(row))
+        maps[i] = sectors.to_sector_map(labels, sector, _name(row))
     return SourceMaps(maps, images)
 
 
@@ -430,8 +339,6 @@ def _load(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _read(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from echovlsm.cohort import load_image, load_labels
-    from echovlsm.triplets import resize_image, resize_labels
 
     image, labels = load_image(row), load_labels(row)
     sector = find_sector(image, _name(row))

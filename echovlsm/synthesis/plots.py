@@ -10,9 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from echovlsm import figures
-from echovlsm.synthesis.fidelity import Pictures, radial_spectrum, tissue_histograms
-from echovlsm.synthesis.study import MEASURES
+from echovlsm.base import figures
+from echovlsm.synthesis.fidelity_measures import (
+    Pictures,
+    radial_spectrum,
+    tissue_histograms,
+)
+from echovlsm.synthesis.trial import MEASURES
 
 LINES: dict[str, str] = {"source": "-", "synthetic": "--"}
 COLOURS: dict[str, str] = {"source": "#000000", "synthetic": figures.STRATEGY_COLOURS["synthetic"]}

@@ -7,7 +7,6 @@ is on disk, so a killed call goes on where it was, and the cohort in the end is 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -21,9 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from echovlsm import files
-from echovlsm.synthesis.labels import check_sector_map, from_sector_map, perturbed_maps
-from echovlsm.synthesis.process import SCHEDULERS, make_scheduler, set_steps, to_pictures
+from echovlsm.base import files, paths, provenance
+from echovlsm.cohort import CohortError, cohort_hash, read_cohort, sectors, write_cohort
+from echovlsm.synthesis.labels import perturbed_maps
+from echovlsm.synthesis.process import (
+    SCHEDULERS,
+    make_scheduler,
+    set_steps,
+    to_pictures,
+)
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
 from echovlsm.synthesis.weights import load_denoiser
 
@@ -173,14 +178,12 @@ def sample_cohort(
     ------
     LabelMapError, ConditionError, WeightsError, CohortError
         A label map, the weights or a folder cannot be used.
-    echovlsm.files.InUseError, echovlsm.files.FullDiskError
+    echovlsm.base.files.InUseError, echovlsm.base.files.FullDiskError
         Another process draws this cohort; there is no room, and the finished batches are kept.
     ValueError
         There is no picture in `splits`, or the hidden folder holds batches of other settings.
     """
     from accelerate import Accelerator
-
-    from echovlsm.cohort import write_cohort
 
     root = Path(root)
     _refuse(root, overwrite)
@@ -219,7 +222,9 @@ def sample_cohort(
             records = conditions[start : start + batch_size]
             maps = np.stack([record.sector_map for record in records])
             for record, sector_map in zip(records, maps, strict=True):
-                check_sector_map(sector_map, model.config.image_size, _source_name(chosen.iloc[record.row]))
+                sectors.check_sector_map(
+                    sector_map, model.config.image_size, _source_name(chosen.iloc[record.row])
+                )
             clock = time.perf_counter()
             images = sample(
                 model,
@@ -249,8 +254,6 @@ def sample_cohort(
 
 
 def _refuse(root: Path, overwrite: bool) -> None:
-    from echovlsm.cohort import write_cohort
-
     if root.exists() and not overwrite:
         write_cohort(root, [], {"name": root.name, "kind": "synthetic"})  # refuses in its own words
 
@@ -261,10 +264,8 @@ def ensure_cohort(root: str | Path, frames: pd.DataFrame, weights: str | Path, *
     One made otherwise is replaced, if it says itself that it is synthetic. Parameters as for `sample_cohort`.
     Returns whether anything was drawn.
     """
-    from echovlsm.cohort import CohortError, read_cohort
-    from echovlsm.runs import resolve
 
-    root = resolve(root)
+    root = paths.resolve(root)
     asked = _settings(frames, weights, **options)[1]
 
     def is_there() -> bool:
@@ -309,8 +310,6 @@ def _settings(
     **_: Any,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The frames to draw from, and all that decides what a cohort looks like."""
-    from echovlsm.cohort import cohort_hash
-    from echovlsm.runs import weights_hash
 
     counts = (
         ("variants", variants, 1),
@@ -329,8 +328,12 @@ def _settings(
     return chosen, {
         **{"scheduler": scheduler, "steps": steps, "guidance": float(guidance), "seed": seed},
         **{"variants": variants, "batch_size": batch_size, "mixed_precision": mixed_precision},
-        **{"splits": list(splits), "weights": weights_hash(weights), "source": cohort_hash(chosen)},
-        "code": _code(),
+        **{
+            "splits": list(splits),
+            "weights": provenance.weights_hash(weights),
+            "source": cohort_hash(chosen),
+        },
+        "code": provenance.code_hash("synthesis"),
     }
 
 
@@ -344,14 +347,6 @@ def _source_name(row: pd.Series) -> str:
 
 def _work_folder(root: Path) -> Path:
     return root.parent / f".{root.name}.sampling"
-
-
-def _code() -> str:
-    """Hash of the code that decides what a picture looks like."""
-    total = hashlib.sha256()
-    for name in ("labels", "process", "sampling", "unet"):
-        total.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return total.hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -423,7 +418,7 @@ def _rows(
                 "patient": f"{frame['patient']}-{variant}",
                 **{name: frame[name] for name in ("view", "phase", "split", "sex", "age")},
                 "image": image,
-                "labels": from_sector_map(sector_map),
+                "labels": sectors.from_sector_map(sector_map),
                 **spacing,
                 "provenance": {
                     "source_cohort": source,

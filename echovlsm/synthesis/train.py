@@ -18,9 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from echovlsm.checkpoints import Checkpoints
-from echovlsm.synthesis.process import TRAINING_STEPS, diffusion_loss, noise_schedule, to_model
+from echovlsm.synthesis.process import (
+    TRAINING_STEPS,
+    diffusion_loss,
+    noise_schedule,
+    to_model,
+)
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
+from echovlsm.training import Checkpoints
 
 HISTORY_COLUMNS: tuple[str, ...] = ("step", "loss", "val_loss", "learning_rate", "seconds")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echovlsm import files
+from echovlsm.base import files, paths
 from echovlsm.synthesis.process import noise_schedule
 from echovlsm.synthesis.unet import SemanticUNet, SemanticUNetConfig
 
@@ -121,9 +121,7 @@ def load_denoiser(weights: str | Path) -> tuple[SemanticUNet, Any]:
     from diffusers import DDPMScheduler
     from safetensors.torch import load_file
 
-    from echovlsm.runs import resolve
-
-    folder = resolve(weights)
+    folder = paths.resolve(weights)
     read: dict[str, Any] = {}
     for name in ("config.json", "scheduler_config.json", "model.safetensors"):
         file = folder / name
@@ -190,7 +188,6 @@ def save_denoiser(
 
 def trained_on(weights: str | Path) -> dict[str, str]:
     """Name, kind and hash of the cohort that weights were trained on; empty where the folder does not say."""
-    from echovlsm.runs import resolve
 
-    file = resolve(weights) / "trained_on.json"
+    file = paths.resolve(weights) / "trained_on.json"
     return json.loads(file.read_text()) if file.is_file() else {}

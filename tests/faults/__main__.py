@@ -115,7 +115,7 @@ def _keep(out: Path, name: str, stage: str, rows: list[dict[str, Any]], seed: in
     import pandas as pd
     import yaml
 
-    from echovlsm import files, runs
+    from echovlsm.base import files, provenance
 
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
@@ -131,7 +131,7 @@ def _keep(out: Path, name: str, stage: str, rows: list[dict[str, Any]], seed: in
     record = out / "about.yaml"
     known = yaml.safe_load(record.read_text()) if record.is_file() else {}
     known.setdefault(name.removesuffix(".csv"), {})[stage] = {
-        "commit": runs.commit(),
+        "commit": provenance.commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "scale": "smoke",
         "seed": seed,

@@ -39,7 +39,7 @@ def pairs(
         patience = 0.05 if number % 2 else 60.0
 
         def work(folder: Path = folder, patience: float = patience) -> None:
-            from echovlsm import files
+            from echovlsm.base import files
 
             files.WAIT = patience
             stage.work(folder, inputs)

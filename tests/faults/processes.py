@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echovlsm import warm
+from echovlsm.study import warm
 
 LIBRARIES: tuple[str, ...] = (
     *warm.LIBRARIES,
@@ -27,12 +27,12 @@ LIBRARIES: tuple[str, ...] = (
     "diffusers.optimization",
     "nbformat",
     "filelock",
-    "echovlsm.evaluate",
+    "echovlsm.evaluation.runs",
     "echovlsm.phantom",
-    "echovlsm.strategies",
+    "echovlsm.training.strategies",
     "echovlsm.training",
     "echovlsm.synthesis.sampling",
-    "echovlsm.synthesis.study",
+    "echovlsm.synthesis.trial",
 )
 LIMIT = 300.0
 """Seconds after which a child that was not to be killed counts as hanging."""

@@ -6,9 +6,7 @@ there. Times, dates and paths are left out of what is compared.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable
@@ -83,7 +81,7 @@ def _same(one: Any, other: Any, tolerance: float) -> bool:
 
 def make_inputs(inputs: Path) -> None:
     """A phantom cohort of four patients (two train), and a finished training on it, in `inputs`."""
-    from echovlsm.phantom import write_phantom_cohort
+    from echovlsm.phantom.cohort import write_phantom_cohort
 
     write_phantom_cohort(inputs / "phantom", 4, 3, 64, (0.5, 0.25, 0.25), progress=False, workers=1)
     train(inputs, inputs, epochs=1)
@@ -150,7 +148,8 @@ def _cohort(root: Path) -> dict[str, Any]:
 
 def _cohort_parts(root: Path) -> dict[str, Any]:
     """A whole cohort's files; nothing of one that no reader takes for a cohort."""
-    from echovlsm.cohort import CohortError, read_cohort
+    from echovlsm.cohort.files import CohortError
+    from echovlsm.cohort.read import read_cohort
 
     found = _cohort(root) if root.exists() else {}
     for hidden in root.parent.glob(f".{root.name}.*"):
@@ -164,7 +163,7 @@ def _cohort_parts(root: Path) -> dict[str, Any]:
 
 def write_phantoms(place: Path, inputs: Path) -> None:
     """As notebook 01 does, with two workers."""
-    from echovlsm.phantom import write_phantom_cohort
+    from echovlsm.phantom.cohort import write_phantom_cohort
 
     if not (place / "phantom").exists():
         write_phantom_cohort(place / "phantom", 8, 5, 64, progress=False, workers=2)
@@ -179,7 +178,7 @@ def _phantom_state(place: Path) -> str:
 
 def sample(place: Path, inputs: Path) -> None:
     """As notebook 02 does."""
-    from echovlsm.cohort import read_cohort
+    from echovlsm.cohort.read import read_cohort
     from echovlsm.synthesis.sampling import ensure_cohort
 
     options = {"variants": 2, "steps": 3, "batch_size": 4, "seed": 2, "progress": False}
@@ -217,7 +216,7 @@ def run_notebook(name: str, **values: Any) -> None:
     """The cells of a study notebook in this process, but for those that only draw."""
     import nbformat
 
-    from echovlsm.parameters import read_profile
+    from echovlsm.study.parameters import read_profile
 
     profile = read_profile(ROOT / "notebooks" / "profiles" / "smoke.yaml")
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
@@ -320,8 +319,8 @@ def _frozen_parts(place: Path) -> dict[str, Any]:
 
 def learn_denoiser(place: Path, inputs: Path) -> None:
     """As notebook 02 does with `train_sdm`."""
-    from echovlsm.cohort import read_cohort
-    from echovlsm.synthesis.study import denoiser_for
+    from echovlsm.cohort.read import read_cohort
+    from echovlsm.synthesis.trial import denoiser_for
 
     settings = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "check_every": 2, "warm_up": 2}
     denoiser_for(WEIGHTS / "sdm-tiny", place, read_cohort(inputs / "phantom"), progress=False, **settings)
@@ -353,17 +352,17 @@ def _denoiser_state(place: Path) -> str:
 
 
 def score(place: Path, inputs: Path) -> None:
-    """As `python -m echovlsm.evaluate` does, with a record."""
-    from echovlsm import evaluate
+    """As `echovlsm evaluate` does, with a record."""
+    from echovlsm.base import files, provenance
+    from echovlsm.evaluation import evaluate_run
 
     os.environ["ECHOVLSM_CACHE"] = ""
-    options = {"split": "all", "size": 128, "threads": 1, "record": place / "record"}
-    said = io.StringIO()
+    provenance.set_up(1, 0)
+    options = {"size": 128, "record": place / "record"}
     try:
-        with contextlib.redirect_stderr(said):
-            evaluate.main(inputs / "phantom", inputs / "run", out=place / "scores.parquet", **options)
-    except evaluate.typer.Exit:
-        raise SystemExit(said.getvalue().strip().splitlines()[-1]) from None
+        evaluate_run(inputs / "phantom", inputs / "run", "all", out=place / "scores.parquet", **options)
+    except (files.FullDiskError, files.InUseError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _recorded(place: Path) -> Path:

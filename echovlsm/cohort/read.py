@@ -1,0 +1,225 @@
+"""Cohorts: folders of echocardiograms, read into a frames table, checked, and written.
+
+A cohort is a folder in the layout of the public CAMUS release: real, phantom and synthetic pictures share it,
+and one reader serves them all (`echovlsm.cohort.check` has the layouts). The frames table, a row a picture:
+
+| column | value |
+| --- | --- |
+| cohort | name in ``cohort.yaml``, else ``camus`` or ``camus-legacy`` |
+| patient, view, phase, split | ``patient0001``, ``2CH``/``4CH``, ``ED``/``ES``, ``train``/``val``/``test`` |
+| sex, age, quality | ``F``/``M``, whole years, ``good``/``medium``/``poor`` (quality belongs to the view) |
+| image, labels | absolute paths; labels NA where there is no mask |
+| height, width | of the upright picture, pixels |
+| spacing_y, spacing_x | mm a pixel; NA where the header holds the placeholder 1.0 x 1.0, or no likely size |
+
+Missing metadata is pandas NA, never a guess. ``frames.attrs`` holds ``meta`` (name, kind, origin, licence,
+seed, parameters) and ``absent`` (patients listed in a split whose folder is not there).
+"""
+
+import hashlib
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from echovlsm.cohort import check as disk
+from echovlsm.cohort import files as cohort_files
+from echovlsm.cohort import released
+from echovlsm.cohort.files import CohortError
+
+_log = logging.getLogger(__name__)
+
+
+def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: bool = False) -> pd.DataFrame:
+    """Read a cohort folder into the frames table (`check.COLUMNS`), sorted by patient, view, phase.
+
+    Only headers are read. `root` is the public CAMUS release (or its ``database_nifti``), the old MetaImage
+    release (or its ``training`` or ``testing``; an old testing patient is called ``testing_patientXXXX``,
+    because that release counts from 0001 again), a cohort of `write_cohort`, or the released synthetic cohort
+    (`echovlsm.cohort.released`: two more columns, and both splits are the same).
+
+    `split="official"` is the release's own: the subgroup files; for the old release, which has no validation
+    group, train and test. `split="paper"` is that of Adhikari et al. 2023 (paper and released code), who
+    used the old numbering: of 450 training patients the first 50 validate, the rest train; 50 others test.
+    For the public release the old training numbering is inferred to be the public one without the testing
+    patients, in order. That is not documented anywhere; age, sex and quality of patients 1-5 in the authors'
+    prompts agree with it, but it first differs from the plain public numbering at patient 27.
+
+    `split="any"` reads a folder of patients whose subgroup files are absent or incomplete, also one that
+    holds the patients' folders directly: a patient in no list has the split NA.
+
+    A broken frame, a patient in two splits or in none is left out with one CohortWarning; a wrong cfg value
+    or an unlikely pixel size becomes NA with the same warning; a listed patient without a folder is left out
+    and logged. `strict=True` runs `check_cohort` first and raises CohortError with every problem. CohortError
+    also when nothing is left, when the folder is no whole cohort, or when `split` is unknown or means nothing
+    for this cohort.
+    """
+    if split not in ("official", "paper", "any"):
+        raise CohortError(f"split is {split!r}; it must be 'official', 'paper' or 'any'")
+    if released.is_released(root):
+        return released.read_released(root, strict=strict)
+    if strict:
+        check_cohort(root, strict=True)
+    layout = _loose_layout(root) if split == "any" else disk.find_layout(root)
+    if split == "paper":
+        _use_paper_split(layout)
+    found, problems = disk.scan(layout, deep=False)
+    absent = [str(p.patient) for p in problems if p.problem == "patient absent"]
+    # these show in the table as NA, or in its attrs
+    left_out = [p for p in problems if p.problem not in ("missing mask", "missing cfg", "patient absent")]
+    remedy = f"echovlsm.cohort.check_cohort({str(layout.root)!r}) lists every problem"
+    first = "".join(f" (first: {p.problem}: {p.file}: {disk.told(p)})" for p in left_out[:1])
+    if not found:
+        raise CohortError(f"{layout.root}: no usable picture{first}; {remedy}")
+    if left_out:
+        text = f"{layout.root}: what {len(left_out)} problems affect was left out{first}; {remedy}"
+        warnings.warn(text, disk.CohortWarning, stacklevel=2)
+    if absent:
+        _log.warning("%s: %d listed patients have no folder and are left out", layout.root, len(absent))
+    rows = [_row(layout, frame) for frame in found]
+    frames = pd.DataFrame(rows, columns=list(disk.COLUMNS)).astype(disk.TYPES)
+    frames = frames.sort_values(["patient", "view", "phase"], ignore_index=True)
+    frames.attrs |= {"meta": layout.meta, "absent": absent}
+    return frames
+
+
+def _row(layout: disk.Layout, frame: disk.Found) -> dict[str, Any]:
+    patient, view, phase, image, mask, header, info = frame
+    spacing: tuple[float | None, float | None] = header.spacing_y, header.spacing_x
+    # 1.0 x 1.0 is what a header holds when nobody knew; our writer then also leaves the unit out
+    if spacing == (1.0, 1.0) and header.in_mm and not layout.own:
+        spacing = None, None
+    place = (layout.meta["name"], patient, view, phase, layout.splits[patient])
+    known = (info.get("Sex"), info.get("Age"), info.get("ImageQuality"))
+    paths = (str(image), None if mask is None else str(mask))
+    return dict(
+        zip(disk.COLUMNS, (*place, *known, *paths, header.height, header.width, *spacing), strict=True)
+    )
+
+
+def _loose_layout(root: str | os.PathLike[str]) -> disk.Layout:
+    """The layout of a folder of NIfTI patients with whatever subgroup files there are; else `find_layout`."""
+    base = Path(root).expanduser().absolute()
+    inner = base / "database_nifti" if (base / "database_nifti").is_dir() else base
+    if (base / disk.INCOMPLETE).exists() or not any(inner.glob("*/*_[24]CH_E[DS].nii*")):
+        return disk.find_layout(root)
+    base = inner.parent if inner.name == "database_nifti" else inner
+    own = (base / "cohort.yaml").is_file()
+    meta = (
+        disk.read_meta(base / "cohort.yaml")[0] if own else disk.camus_meta("camus", "public NIfTI release")
+    )
+    folders = {p.name: p for p in sorted(inner.iterdir()) if any(p.glob(f"{p.name}_*.nii*"))}
+    folders = {name: path for name, path in folders.items() if disk.PATIENT_NAME.fullmatch(name)}
+    splits: dict[str, Any] = dict.fromkeys(folders, pd.NA)
+    for name, file in disk.SPLIT_FILES.items():
+        listed = base / "database_split" / file
+        patients = disk.read_list(listed) if listed.is_file() else []
+        splits |= {patient: name for patient in patients if patient in folders}
+    return disk.Layout(base, cohort_files.NIFTI, own, meta, folders, splits)
+
+
+def _use_paper_split(layout: disk.Layout) -> None:
+    if layout.own:
+        raise CohortError(
+            f"{layout.root}: split='paper' is defined by CAMUS's patient numbers, which the cohort "
+            f"{layout.meta['name']!r} ({layout.meta['kind']}) does not have; use split='official'"
+        )
+    if ".mhd" in layout.suffixes:
+        training = [p for p in layout.splits if not p.startswith(disk.LEGACY_TESTING)]
+        first = {p for p in training if p <= "patient0050"}  # by number: right for a part of the release too
+    else:
+        listed = sorted(name for names in layout.listed.values() for name in names)
+        if listed != [f"patient{i:04d}" for i in range(1, 501)] or len(layout.listed["test"]) != 50:
+            raise CohortError(
+                f"{layout.root / 'database_split'}: split='paper' needs the release's own lists "
+                "(patient0001 to patient0500, 50 of them testing); restore them from the download"
+            )
+        testing = set(layout.listed["test"])
+        training = [name for name in listed if name not in testing]
+        first = set(training[:50])
+    for name in training:
+        if name in layout.splits:
+            layout.splits[name] = "val" if name in first else "train"
+
+
+def cohort_hash(root_or_frames: str | os.PathLike[str] | pd.DataFrame) -> str:
+    """Hash of a cohort's content for provenance: 16 hexadecimal digits of a SHA-256.
+
+    It covers, for every row of the frames table in order of patient, view, phase: split, and the bytes of
+    picture, mask and cfg as they lie on disk. It does not depend on where the folder lies, on
+    ``cohort.yaml``, or on the order of the rows; of a folder it is that of ``read_cohort(root)``.
+    """
+    frames = root_or_frames if isinstance(root_or_frames, pd.DataFrame) else read_cohort(root_or_frames)
+    total = hashlib.sha256()
+    for row in frames.sort_values(["patient", "view", "phase"]).itertuples():
+        image = Path(row.image)
+        paths = [image] + ([] if pd.isna(row.labels) else [Path(row.labels)])
+        paths += [cohort_files.mhd_data_file(path)[0] for path in paths if path.suffix == ".mhd"]
+        total.update(f"{row.patient} {row.view} {row.phase} {row.split}".encode())
+        cfg = image.with_name(f"Info_{row.view}.cfg")
+        for path in [*paths, cfg] if cfg.exists() else paths:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def check_cohort(root: str | os.PathLike[str], strict: bool = False) -> pd.DataFrame:
+    """List every problem of a cohort folder; every file is decoded.
+
+    Parameters: `root`, as for `read_cohort`; `strict` raises CohortError with the whole list if there is any.
+    Returns a DataFrame, one row a problem: problem (one of `check.PROBLEMS`), patient (NA when not about
+    one), file (relative to the cohort's folder), detail. Raises CohortError when the folder is no cohort at
+    all.
+    """
+    found = released.is_released(root)
+    problems = released.check_released(root) if found else disk.scan(disk.find_layout(root), deep=True)[1]
+    problems.sort(key=lambda p: (p.patient or "", p.file or "", disk.PROBLEMS.index(p.problem)))
+    table = pd.DataFrame(problems, columns=list(disk.Problem._fields), dtype="string")
+    if strict and problems:
+        lines = [f"  {p.problem}: {p.file or p.patient}: {disk.told(p)}" for p in problems]
+        raise CohortError(f"{root}: {len(problems)} problems\n" + "\n".join(lines))
+    return table
+
+
+def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
+    """Old testing number to patient of the public release: the i-th is the i-th of the testing subgroup.
+
+    The old release numbers its testing patients 1-50 again; the public one gives all 500 one numbering. How
+    the correspondence was established: each published score tells the true area of its mask, and the areas
+    of old testing patient i agree best with those of the i-th listed patient. That is an earlier finding,
+    stated with the data that this study was built on and not computed here: for all 50 a mean difference
+    (share of the picture) below 0.003, the next best patient above 0.0036.
+    `published_runs.check_identity` does it again where the testing pictures are. The map itself is computed
+    from the list, not typed.
+
+    Args:
+        root: the public release (or its folder `database_split`); only `subgroup_testing.txt` is read.
+
+    Returns:
+        Series of str, index `legacy_test_patient` (`patient0001`...), name `patient`.
+
+    Raises:
+        CohortError: the list is absent or not of 50 different patients.
+    """
+    folder = Path(root).expanduser()
+    path = next(
+        (p for p in (folder, folder / "database_split", folder.parent / "database_split")
+         if (p / "subgroup_testing.txt").is_file()),
+        None,
+    )  # fmt: skip
+    if path is None:
+        raise CohortError(
+            f"root: {folder} has no database_split/subgroup_testing.txt; give the folder of the public CAMUS "
+            "release (in notebook 07 the parameter `camus`)"
+        )
+    names = disk.read_list(path / "subgroup_testing.txt")
+    if len(set(names)) != 50 or not all(re.fullmatch(r"patient\d{4}", name) for name in names):
+        raise CohortError(
+            f"root: {path / 'subgroup_testing.txt'} lists {len(set(names))} patients, not CAMUS's 50; "
+            "restore it from the download"
+        )
+    index = pd.Index([f"patient{i:04d}" for i in range(1, 51)], name="legacy_test_patient")
+    return pd.Series(names, index=index, name="patient")

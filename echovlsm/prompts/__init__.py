@@ -1,0 +1,24 @@
+"""Prompts: a frames table in, sentences that name a structure out (notebook 03).
+
+The paper's levels P0 to P7 in both of its templates, and the word for a mask's shape. Begin with `templates`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["templates"],
+    submod_attrs={
+        "shapes": ["name_shape", "name_shapes"],
+        "templates": [
+            "LEVELS",
+            "Missing",
+            "attributes_of",
+            "levels_of",
+            "make_prompt",
+            "make_prompts",
+            "prompts_for",
+        ],
+        "vqa": ["SHAPES"],
+    },
+)

@@ -1,0 +1,358 @@
+"""What the paper published: its Dice tables, its authors' scores of 600 masks, and which patients these are.
+
+Adhikari et al. 2023 (ASMUS; arXiv:2309.12829). Their repository holds 69 files of scores: 3 strategies x 3
+runs x P0-P7 (synthetic: P0-P6), each of the 600 masks of CAMUS's 50 testing patients. They are CC BY 4.0 and
+not part of this project: `load_scores` reads them from a file or folder, or downloads them at a pinned
+commit. Either way the content of each file is checked against `data/published/registry.csv`.
+
+What follows from them is in `echovlsm.published.statistics`, the claims ledger in
+`echovlsm.published.claims`, and what their code computed in `echovlsm.published.code`. `python -m
+echovlsm.published compute --scores PATH` writes the small tables of `data/published/results`, from which
+pages render where the scores are absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from echovlsm import PHASES, STRUCTURES, VIEWS
+from echovlsm.base import files, paths, provenance
+
+REPOSITORY = "naamiinepal/synthetic-boost"
+COMMIT = "8adcde255207dc3b0c06a77b4ad9ca9dd0a7f67e"
+"""A commit of the authors' repository that holds all 69 files of scores."""
+BASE_URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/"
+
+STRATEGIES: dict[str, str] = {
+    "real": "camus_metrics_reduce_lr",
+    "synthetic": "sdm_camus_metrics_reduce_lr",
+    "synth-PT:real-FT": "pt_on_sdm_camus_ft_on_camus_metrics_reduce_lr",
+}
+"""Strategy to the folder of its scores in the authors' repository."""
+EXTRA_RUN = "CLIPSeg (untabulated run)"
+"""A run that the authors released and did not tabulate. What sets it apart is not recorded; the other run's
+folder ends in `_bs_128`, so that it may be the batch size."""
+MODELS: dict[str, str] = {"CLIPSeg": "clip_seg_bs_128", EXTRA_RUN: "clip_seg", "CRIS": "cris"}
+"""Model to its folder; the paper's tables are of the first and the last."""
+_OTHER_NAMES = {"CLIPSeg (batch size 16 run)": EXTRA_RUN}
+PAPER_MODELS: tuple[str, ...] = ("CLIPSeg", "CRIS")
+
+MASK: list[str] = ["legacy_test_patient", "view", "phase", "label"]
+"""Columns that name one of the 600 masks."""
+COLUMNS: list[str] = [
+    *("strategy", "model", "prompt", *MASK),
+    *("dice", "iou", "hausdorff", "dice_of_all_foreground"),
+]
+_FILE = "scores_per_image.csv.gz"
+_MASK_NAME = r"mask_(?P<label>\d)/(?P<patient>patient\d{4})_(?P<view>[24]CH)_(?P<phase>E[DS])_gt\.png$"
+
+
+class PublishedError(ValueError):
+    """Published scores or tables that are absent, incomplete, or not the authors'."""
+
+
+def data_folder() -> Path:
+    """The folder `data/published` of the project, or of the copy that the package lies in."""
+    folder = paths.resolve("data/published")
+    return folder if folder.is_dir() else Path(__file__).resolve().parents[2] / "data" / "published"
+
+
+def load_tables() -> pd.DataFrame:
+    """The paper's two Dice tables, typed in from its arXiv source.
+
+    Returns:
+        DataFrame, one row a cell (112, of which 4 are N/A in the paper): `table` (`Table 2`: encoders
+        unfrozen, `Table 3`: frozen), `encoders`, `strategy`, `model`, `prompt`, `dice_mean`, `dice_sd`
+        (percent, over the 600 masks; NaN where the paper has N/A).
+    """
+    return pd.read_csv(data_folder() / "tables.csv")
+
+
+def load_claims() -> pd.DataFrame:
+    """The paper's claims, in its order of subjects, one row a claim.
+
+    Returns:
+        DataFrame: `id`; `fact` (number in the list of claims that the study started from; NA: found later);
+        `claim` (a few words of the paper); `place` (section, table or figure); `given` (what stands there),
+        `value` and `p` (its numbers; NaN where there is none); `section` (label of the section of notebook
+        07 that computes it); `ours` (strategies of our runs that bear on it: one, or two to subtract; may be
+        empty).
+    """
+    numbers = ["fact", "value", "p"]
+    table = pd.read_csv(
+        data_folder() / "claims.csv", keep_default_na=False, na_values=dict.fromkeys(numbers, "")
+    )
+    return table.astype({"fact": "Int64", "value": float, "p": float})
+
+
+def load_settings() -> pd.DataFrame:
+    """Settings as the paper states them and as the released code has them: `setting, paper, code, where`."""
+    return pd.read_csv(data_folder() / "settings.csv", keep_default_na=False)
+
+
+# -- the authors' scores ----------------------------------------------------------------------------------
+
+
+def registered() -> pd.DataFrame:
+    """The 69 files: `strategy, model, prompt, path` (in the repository), `rows`, `sha256` (of the content).
+
+    The hash is of the lines `mask,iou,dice,hausdorff`, four decimals, sorted: rows have no order of their own
+    in the authors' files, and their first column holds paths of the machine that wrote them.
+    """
+    return pd.read_csv(data_folder() / "registry.csv")
+
+
+def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: bool = True) -> pd.DataFrame:
+    """Read the authors' scores, one row a strategy, run, prompt and mask.
+
+    Args:
+        path_or_cache: the table of all scores (`scores_per_image.csv.gz`) or the folder it lies in; or a
+            folder with the authors' files (their repository, or its folder `metrics`). None: download them,
+            see `fetch_scores`.
+        verify: compare each of the 69 contents with `data/published/registry.csv`.
+
+    Returns:
+        DataFrame (41,400 rows): `strategy`, `model` (the paper's tables use `CLIPSeg` and `CRIS`), `prompt`,
+        `legacy_test_patient` (`patient0001`-`patient0050`, old numbering), `view`, `phase`, `label`,
+        `structure`; `dice` and `iou` (percent), `hausdorff` (100 x pixels of the 512 x 512 grid),
+        `dice_of_all_foreground` (percent: Dice of a mask that is foreground everywhere, hence the true area;
+        within 0.0002).
+
+    Raises:
+        PublishedError: nothing there, an incomplete or foreign file, or other content than the authors'.
+    """
+    path = fetch_scores() if path_or_cache is None else Path(path_or_cache).expanduser()
+    if path.is_dir() and (path / _FILE).is_file():
+        path = path / _FILE
+    if path.is_dir():
+        scores = _read_repository(path)
+    elif path.is_file():
+        scores = _read_table(path)
+    else:
+        raise PublishedError(
+            f"scores: {path} does not exist; give {_FILE}, a folder with the authors' files, or nothing "
+            f"for a download from {REPOSITORY}"
+        )
+    if verify:
+        _verify(scores, path)
+    scores["structure"] = scores["label"].map(STRUCTURES)
+    return scores.sort_values(["strategy", "model", "prompt", *MASK], ignore_index=True)
+
+
+def fetch_scores(cache: str | os.PathLike[str] | None = None, base_url: str = BASE_URL) -> Path:
+    """Download the authors' 69 files with pooch (7.6 MB) at the pinned commit; each is checked as it arrives.
+
+    Args:
+        cache: folder; by default pooch's cache of the user. What is there and right is not fetched again;
+            what is there and not right is.
+        base_url: where the repository's files lie.
+
+    Returns:
+        The folder, for `load_scores`.
+
+    Raises:
+        PublishedError: no connection, or a file with other content (it is deleted).
+    """
+    import pooch
+
+    registry = registered().set_index("path")
+    cache = Path(cache) if cache else Path(pooch.os_cache("echovlsm")) / "synthetic-boost" / COMMIT[:10]
+    cache = cache.expanduser().resolve()
+
+    def right(path: Path) -> bool:
+        try:
+            return (
+                content_hash(_read_metrics(path))
+                == registry.loc[path.relative_to(cache).as_posix(), "sha256"]
+            )
+        except PublishedError:
+            return False
+
+    def check(name: str, action: str, _: Any) -> str:
+        if not right(Path(name)):
+            Path(name).unlink()
+            key = Path(name).relative_to(cache).as_posix()
+            raise PublishedError(f"scores: {base_url}{key} is not the authors' file; nothing of it was kept")
+        return name
+
+    # not pooch's hash of the bytes: these hold paths and an order of rows that mean nothing
+    store = pooch.create(path=cache, base_url=base_url, registry=dict.fromkeys(registry.index))
+    pooch.get_logger().setLevel("WARNING")
+    for path in registry.index:
+        if (cache / path).is_file() and not right(cache / path):
+            (cache / path).unlink()  # a download that broke off: once more
+        try:
+            store.fetch(path, processor=check)
+        except OSError as error:
+            raise PublishedError(
+                f"scores: cannot download {base_url}{path} ({type(error).__name__}); get "
+                f"https://github.com/{REPOSITORY} by hand and give the parameter `scores` its folder"
+            ) from error
+    return cache
+
+
+def content_hash(part: pd.DataFrame) -> str:
+    """SHA-256 of one file's content (see `registered`); columns `MASK`, `iou`, `dice`, `hausdorff`."""
+    lines = sorted(
+        f"mask_{r.label}/{r.legacy_test_patient}_{r.view}_{r.phase},{r.iou:.4f},{r.dice:.4f},{r.hausdorff:.4f}"
+        for r in part.itertuples()
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def scores_hash(scores: pd.DataFrame) -> str:
+    """One SHA-256 over the contents of all files, in order of strategy, model and prompt."""
+    groups = scores.groupby(["strategy", "model", "prompt"])
+    return hashlib.sha256("".join(content_hash(part) for _, part in groups).encode()).hexdigest()
+
+
+def _verify(scores: pd.DataFrame, path: Path) -> None:
+    expected = registered().set_index(["strategy", "model", "prompt"])["sha256"]
+    found = {key: content_hash(part) for key, part in scores.groupby(list(expected.index.names))}
+    wrong = [key for key in expected.index if found.get(key) != expected[key]]
+    wrong += [key for key in found if key not in expected.index]
+    if wrong:
+        raise PublishedError(
+            f"scores: {path} differs from the authors' scores in {len(wrong)} of {len(expected)} runs "
+            f"(first: {', '.join(wrong[0])}); download them again, or give verify=False to use it as it is"
+        )
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        scores = pd.read_csv(path)
+    except Exception as error:  # pandas also looks into archives, which fail in many ways
+        raise PublishedError(
+            f"scores: {path} is not a table that can be read ({error}); give {_FILE}"
+        ) from error
+    absent = [name for name in COLUMNS if name not in scores]
+    if absent:
+        raise PublishedError(
+            f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}, give that file"
+        )
+    return scores[COLUMNS].assign(model=scores["model"].replace(_OTHER_NAMES))
+
+
+def _read_repository(folder: Path) -> pd.DataFrame:
+    root = folder if (folder / "metrics").is_dir() else folder.parent
+    registry = registered()
+    absent = [path for path in registry["path"] if not (root / path).is_file()]
+    if absent:
+        raise PublishedError(
+            f"scores: {folder} lacks {len(absent)} of the authors' {len(registry)} files (first: "
+            f"{absent[0]}); give {_FILE}, a whole copy of https://github.com/{REPOSITORY}, or nothing for a "
+            "download"
+        )
+    parts = [
+        _read_metrics(root / row.path).assign(strategy=row.strategy, model=row.model, prompt=row.prompt)
+        for row in registry.itertuples()
+    ]
+    return pd.concat(parts, ignore_index=True)[COLUMNS]
+
+
+def _read_metrics(path: Path) -> pd.DataFrame:
+    """Read one of the authors' files; of `filename` only the last folder and the name count."""
+    try:
+        table = pd.read_csv(path)
+        names = table["filename"].str.extract(_MASK_NAME)
+        result = names.rename(columns={"patient": "legacy_test_patient"}).assign(
+            label=names["label"].astype(int),
+            dice=table["dice"],
+            iou=table["iou"],
+            hausdorff=table["hausdorff_distance"],
+            # their column is the Dice minus that of a mask of ones
+            dice_of_all_foreground=(table["dice"] - table["ones_dice_diff"]).round(4),
+        )
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        raise PublishedError(f"scores: {path} is not one of the authors' files ({error})") from error
+    if len(result) != len(STRUCTURES) * len(VIEWS) * len(PHASES) * 50:
+        raise PublishedError(f"scores: {path} has {len(result)} rows, not 600; get it again")
+    return result
+
+
+# -- whose pictures these are -------------------------------------------------------------------------------
+
+
+def true_areas(scores: pd.DataFrame) -> pd.Series:
+    """Share of the picture that each true mask covers (0-1), index `MASK`, from `dice_of_all_foreground`.
+
+    A mask of share s has the Dice d = 2 s / (s + 1) with a mask that is foreground everywhere.
+    """
+    dice = scores.groupby(MASK)["dice_of_all_foreground"].mean() / 100
+    return (dice / (2 - dice)).rename("share")
+
+
+# -- recorded results ----------------------------------------------------------------------------------------
+
+
+def save_results(
+    results: Mapping[str, pd.DataFrame], source: Mapping[str, Any], folder: str | os.PathLike[str]
+) -> None:
+    """Write tables as `<name>.csv` and where they come from as `source.yaml`; each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        f"{name}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+        for name, table in results.items()
+    }
+    texts["source.yaml"] = yaml.safe_dump(dict(source), sort_keys=False)
+    for name, text in texts.items():
+        with files.appearing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def load_results(
+    folder: str | os.PathLike[str] | None = None,
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Tables of an earlier computation and where they come from (`source.yaml`).
+
+    Raises:
+        PublishedError: there are none.
+    """
+    folder = Path(folder) if folder else data_folder() / "results"
+    if not (folder / "source.yaml").is_file():
+        raise PublishedError(
+            f"results: nothing recorded in {folder}; run echovlsm published compute --scores PATH"
+        )
+    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    return tables, yaml.safe_load((folder / "source.yaml").read_text())
+
+
+def drift(fresh: Mapping[str, pd.DataFrame], recorded: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Names of tables that differ or that only one side has.
+
+    Tables are compared as `save_results` writes them. Numbers may differ by a millionth of themselves,
+    however small they are.
+    """
+    import io
+
+    differing = sorted(set(fresh) ^ set(recorded))
+    for name in sorted(set(fresh) & set(recorded)):
+        written = pd.read_csv(io.StringIO(fresh[name].to_csv(index=False, float_format="%.8g")))
+        try:
+            pd.testing.assert_frame_equal(written, recorded[name], rtol=1e-6, atol=0, check_dtype=False)
+        except AssertionError:
+            differing.append(name)
+    return differing
+
+
+def source_of(scores: pd.DataFrame) -> dict[str, Any]:
+    """What a computation rests on: repository, commit, hash of the scores' content, date, packages."""
+    from datetime import UTC, datetime
+
+    versions = provenance.package_versions()
+    return {
+        "repository": f"https://github.com/{REPOSITORY}",
+        "commit": COMMIT,
+        "scores_sha256": scores_hash(scores),
+        "rows": len(scores),
+        "computed": datetime.now(UTC).date().isoformat(),
+        "packages": {name: versions[name] for name in ("python", "numpy", "scipy", "pandas")},
+    }

@@ -1,0 +1,244 @@
+"""What the recorded benchmarks say, and how it looks: ratios against goals, growth, choices of arithmetic.
+
+Made by ``python -m benchmarks``; read by notebook 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from echovlsm.base import paths
+
+TABLES: tuple[str, ...] = ("pairs", "rates", "growth")
+"""Tables that are read."""
+
+BUSY = 0.05
+"""Share of the processors that others may use before a measurement counts as provisional."""
+
+COLOURS: dict[str, str] = {"reached": "#009E73", "missed": "#D55E00", "none": "#0072B2"}
+"""Of a goal that is reached or missed, and of a pair without one."""
+
+
+def read_results(folder: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables by name, and `about.yaml`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no record; the message says what makes it.
+    """
+
+    folder = paths.resolve(folder)
+    wanted = [*(f"{name}.csv" for name in TABLES), "about.yaml"]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: no {missing[0]}; `python -m benchmarks` makes it")
+    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+    for name in ("pairs", "rates"):
+        words = tables[name].select_dtypes(exclude="number").columns
+        tables[name][words] = tables[name][words].fillna("")
+    return tables, yaml.safe_load((folder / "about.yaml").read_text())
+
+
+def how_measured(about: Mapping[str, Any]) -> str:
+    """Markdown: device, versions, commits, whether others were busy, and that no GPU was there if so."""
+    machine, entries = about["machine"], about["entries"]
+    cores = f"{machine['threads']} of {machine['cores']} cores, {machine['instructions']}"
+    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "transformers", "monai"))
+    dates = sorted(entry["date"][:10] for entry in entries.values())
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    commits = ", ".join(dict.fromkeys(f"`{entry['commit']}`" for entry in entries.values()))
+    minutes = sum(entry["seconds"] for entry in entries.values()) / 60
+    lines = [f"Measured on {when} on {machine['device']} ({cores}) with {versions}; commit {commits}; "]
+    lines[0] += f"{minutes:.0f} minutes in all."
+    if machine["gpu"]:
+        lines.append(f"GPU: {machine['gpu']}.")
+    else:
+        lines.append(
+            "**No GPU was measured.** What the whole study costs on one cannot be told from this page."
+        )
+    busy = {name: entry["busy_elsewhere"] for name, entry in entries.items() if disturbed(entry)}
+    if busy:
+        told = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
+        lines.append(
+            "**Provisional:** others used the processors meanwhile "
+            f"({told}). Ratios of neighbours suffer little, times do."
+        )
+    return "\n\n".join(lines)
+
+
+def disturbed(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry's times are provisional: others were busy, nobody knows, or the sizes were tiny."""
+    return not entry["busy_elsewhere"] <= BUSY or bool(entry.get("quick"))
+
+
+def goals(pairs: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
+    """Targets against what was reached, one row each.
+
+    Returns
+    -------
+    DataFrame
+        `what, wanted, found, spread, reached` (bool); texts but for the last.
+    """
+    rows = []
+    for row in pairs[pairs["target"].notna()].itertuples():
+        spread = f"{row.ratio_min:.2f} to {row.ratio_max:.2f}, {row.repeats} pairs"
+        found, wanted = f"{row.ratio:.2f} ×", f"at least {row.target:g} ×"
+        rows.append((row.title, wanted, found, spread, row.ratio >= row.target))
+    for row in rates[rates["target"].notna()].itertuples():
+        more = row.better == "more"
+        wanted = f"{'at least' if more else 'below'} {row.target:g} {row.unit}"
+        spread = f"{row.low:.3g} to {row.high:.3g}, {row.repeats} times"
+        reached = row.value >= row.target if more else row.value < row.target
+        rows.append((row.title, wanted, f"{row.value:.3g} {row.unit}", spread, reached))
+    return pd.DataFrame(rows, columns=["what", "wanted", "found", "spread", "reached"])
+
+
+def exponents(growth: pd.DataFrame) -> pd.DataFrame:
+    """How seconds grow: the exponent of a power of the amount, by least squares of logarithms.
+
+    Returns
+    -------
+    DataFrame
+        `axis, stage, least, most` (amounts), `seconds_least, seconds_most` (medians), `exponent` over all
+        amounts, and `exponent_end` between the last two.
+    """
+    rows = []
+    for (axis, stage), part in growth.groupby(["axis", "stage"], sort=False):
+        middle = part.groupby("amount")["seconds"].median()
+        x, y = np.log(middle.index.to_numpy(dtype=float)), np.log(middle.to_numpy())
+        end = (y[-1] - y[-2]) / (x[-1] - x[-2])
+        row = {"axis": axis, "stage": stage, "least": middle.index[0], "most": middle.index[-1]}
+        row |= {"seconds_least": middle.iloc[0], "seconds_most": middle.iloc[-1]}
+        rows.append(row | {"exponent": float(np.polyfit(x, y, 1)[0]), "exponent_end": float(end)})
+    return pd.DataFrame(rows)
+
+
+def choices(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Choices of arithmetic: `what, setting, default, ratio, spread, verdict, taken`.
+
+    `verdict` is ``faster`` or ``slower`` where the quartiles of the ratios agree, else ``no difference``;
+    `taken` says in words what the package does.
+    """
+    rows = []
+    for row in pairs[pairs["kind"] == "choice"].itertuples():
+        verdict = "no difference"
+        if row.ratio_low > 1.02 or row.ratio_high < 0.98:
+            verdict = "faster" if row.ratio > 1 else "slower"
+        taken = {"ours": row.ours, "plain": row.plain}.get(row.chosen, "up to the user")
+        spread = f"{row.ratio_low:.2f} to {row.ratio_high:.2f}"
+        rows.append((row.title, row.ours, row.plain, row.ratio, spread, verdict, taken, row.pair))
+    names = ["what", "setting", "default", "ratio", "spread", "verdict", "taken", "pair"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def share_of_peak(rates: pd.DataFrame) -> dict[str, float]:
+    """GFLOP a second of a matrix product and of a training step, and the share of the two."""
+    values = rates.set_index("rate")["value"]
+    return {
+        "product": float(values["matrix-product"]),
+        "training": float(values["clipseg-operations"]),
+        "share": float(values["clipseg-share"]),
+    }
+
+
+# -- figures --------------------------------------------------------------------------------------------
+
+
+def _dots(axes: Axes, table: pd.DataFrame, colours: list[str]) -> None:
+    """One line a pair: median ratio and range, on a logarithmic axis with 1 marked."""
+    places = np.arange(len(table))[::-1]
+    for place, row, colour in zip(places, table.itertuples(), colours, strict=True):
+        axes.plot([row.ratio_min, row.ratio_max], [place, place], color=colour, linewidth=2, alpha=0.5)
+        axes.plot(row.ratio, place, "o", color=colour)
+        if not np.isnan(row.target):
+            axes.plot(row.target, place, "|", color="#000000", markersize=14, markeredgewidth=1.6)
+    axes.axvline(1, color="#999999", linewidth=1)
+    axes.set(xscale="log", ylim=(-0.6, len(table) - 0.4))
+    axes.set_yticks(places, table["label"], fontsize=9)
+    low, high = axes.get_xlim()
+    ticks = [value for value in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low <= value <= high]
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.minorticks_off()
+
+
+def plot_ratios(pairs: pd.DataFrame) -> Figure:
+    """How many times faster than the plain way; a stroke marks what was wanted."""
+    table = pairs[pairs["kind"] == "goal"].copy()
+    table["label"] = table["title"] + "\n" + table["ours"].str.replace("`", "") + " / " + table["plain"]
+    table["label"] = table["label"].str.replace("`", "")
+    states = np.select(
+        [table["target"].isna(), table["ratio"] >= table["target"]], ["none", "reached"], "missed"
+    )
+    figure, axes = plt.subplots(figsize=(9, 0.62 * len(table) + 1.2))
+    _dots(axes, table, [COLOURS[state] for state in states])
+    axes.set_xlabel("times faster than the plain way (median and range; black stroke: wanted)")
+    wanted = (states != "none").sum()
+    axes.set_title(
+        f"{(states == 'reached').sum()} of {wanted} ratios asked for are reached; "
+        f"medians from {table['ratio'].min():.1f} to {table['ratio'].max():.0f} ×"
+    )
+    return figure
+
+
+def plot_choices(pairs: pd.DataFrame) -> Figure:
+    """How many times faster a setting is than the default; green: the package takes it."""
+    table = pairs[pairs["kind"] == "choice"].copy()
+    table["label"] = table["ours"] + ": " + table["title"]
+    table["target"] = np.nan
+    colours = ["#009E73" if chosen == "ours" else "#7F7F7F" for chosen in table["chosen"]]
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(table) + 1.2))
+    _dots(axes, table, colours)
+    axes.set_xlabel("times faster than the default (median and range; green: taken)")
+    best, worst = table.loc[table["ratio"].idxmax()], table.loc[table["ratio"].idxmin()]
+    axes.set_title(
+        f"Most is gained by {best['ours']} ({best['ratio']:.1f} ×), "
+        f"most lost by {worst['ours']} ({worst['ratio']:.2f} ×)"
+    )
+    return figure
+
+
+def plot_growth(growth: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Seconds against amount, one panel an axis, with the exponents."""
+    axes_names = list(dict.fromkeys(growth["axis"]))
+    figure, panels = plt.subplots(1, len(axes_names), figsize=(3.6 * len(axes_names), 3.9), squeeze=False)
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+    for axes, name in zip(panels[0], axes_names, strict=True):
+        part = growth[growth["axis"] == name]
+        exponent = fits[fits["axis"] == name].set_index("stage")["exponent"]
+        for colour, (stage, rows) in zip(colours, part.groupby("stage", sort=False), strict=False):
+            middle = rows.groupby("amount")["seconds"].median()
+            axes.plot(middle.index, middle, "o-", color=colour, markersize=4)
+            axes.plot([], [], "o-", color=colour, markersize=4, label=f"{stage}: {exponent[stage]:.2f}")
+        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="seconds")
+        amounts = sorted(part["amount"].unique())
+        axes.set_xticks(amounts, [f"{amount:g}" for amount in amounts], fontsize=8, rotation=45)
+        axes.minorticks_off()
+        axes.legend(fontsize=8, title="exponents", title_fontsize=8, loc="upper left")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.45)
+        most = exponent.idxmax()
+        axes.set_title(f"{most[0].upper()}{most[1:]}\ngrows fastest, power {exponent[most]:.2f}")
+    return figure
+
+
+def plot_peak(found: Mapping[str, float]) -> Figure:
+    """Rate of a matrix product and of a training step."""
+    figure, axes = plt.subplots(figsize=(8, 1.9))
+    names = ["training step, CLIPSeg 352 px", "matrix product, 2048 × 2048"]
+    values = [found["training"], found["product"]]
+    axes.barh(names, values, color=["#0072B2", "#7F7F7F"], height=0.55)
+    for place, value in enumerate(values):
+        axes.text(value, place, f" {value:.0f}", va="center", fontsize=9)
+    axes.set(xlabel="GFLOP a second, float32", xlim=(0, 1.12 * max(values)))
+    axes.set_title(f"A training step reaches {found['share']:.0%} of what a matrix product reaches")
+    return figure

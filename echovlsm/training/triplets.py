@@ -1,0 +1,220 @@
+"""Triplets: a picture, the words that name a structure, and the structure's mask.
+
+One item is one picture with all of its structures, because the structures share the picture's encoding.
+Pictures and label maps are resized once and kept in memory as 8-bit arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from echovlsm import STRUCTURES
+from echovlsm.base import cache
+from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels
+from echovlsm.prompts import prompts_for
+from echovlsm.training.augmentation import augment, draw_change
+
+Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+
+
+class Triplets(Dataset):
+    """Pictures of a frames table with the prompts and masks of their structures.
+
+    Parameters
+    ----------
+    frames
+        Frames table; every row needs a mask.
+    prompts
+        Prompts table (`echovlsm.prompts.make_prompts`) of ONE prompt level.
+    tokenize
+        The model's ``tokenize``.
+    image_size
+        Side in pixels to which pictures (area-averaged bilinear) and labels (nearest) are resized.
+    variant
+        Template variant to use, or ``random``: one of them, drawn anew for each picture, structure and epoch
+        as in the paper.
+    seed
+        Seed of that draw and of the augmentation; the draw depends on (seed, epoch, picture) alone, so a
+        resumed run sees what an uninterrupted one would have seen.
+    augment
+        Random affine and contrast changes of the training images. The paper trained without.
+    structures
+        Label value to the structure's name in `prompts`; by default the three of CAMUS.
+
+    Raises
+    ------
+    ValueError
+        No pictures, several prompt levels, a structure without a prompt, or an unknown variant.
+    """
+
+    def __init__(
+        self,
+        frames: pd.DataFrame,
+        prompts: pd.DataFrame,
+        tokenize: Tokenize,
+        image_size: int,
+        *,
+        variant: str | int = "random",
+        seed: int = 0,
+        augment: bool = False,
+        progress: bool = False,
+        structures: Mapping[int, str] = STRUCTURES,
+    ) -> None:
+        if frames.empty:
+            raise ValueError("frames: no pictures; check the cohort and the split")
+        levels = prompts["level"].unique()
+        if len(levels) != 1:
+            raise ValueError(f"prompts: one level expected, found {', '.join(map(str, levels))}; select one")
+        self.frames = frames.reset_index(drop=True)
+        self.structures = tuple(structures.values())
+        self.values = tuple(structures)
+        self.seed, self.epoch, self.variant, self.augmented = seed, 0, variant, augment
+        self._choose_texts(prompts, tokenize)
+        self._load(image_size, progress)
+
+    def _choose_texts(self, prompts: pd.DataFrame, tokenize: Tokenize) -> None:
+        variants = sorted(prompts["variant"].unique(), key=str)
+        if self.variant != "random":
+            known = {str(variant): variant for variant in variants}
+            if str(self.variant) not in known:
+                raise ValueError(f"variant: {self.variant!r} is not one of random, {', '.join(known)}")
+            variants = [known[str(self.variant)]]
+        table = prompts.set_index(["patient", "view", "phase", "structure", "variant"])["text"]
+        if not table.index.is_unique:
+            raise ValueError("prompts: two rows for one picture, structure and variant")
+        wanted = [
+            (row.patient, row.view, row.phase, structure, variant)
+            for row in self.frames.itertuples()
+            for structure in self.structures
+            for variant in variants
+        ]
+        missing = [key for key in wanted if key not in table.index] if len(table) < len(wanted) else []
+        if missing:
+            raise ValueError(f"prompts: none for {missing[0]} and {len(missing) - 1} others")
+        codes, self.texts = pd.factorize(table.loc[wanted].to_numpy())
+        self.choices = codes.reshape(len(self.frames), len(self.structures), len(variants))
+        self.input_ids, self.attention_mask = tokenize(list(self.texts))
+
+    def _load(self, size: int, progress: bool) -> None:
+        def make() -> dict[str, np.ndarray]:
+            count = len(self.frames)
+            images = np.empty((count, size, size), dtype=np.uint8)
+            labels = np.empty((count, size, size), dtype=np.uint8)
+            rows = self.frames.itertuples()
+            for index, row in enumerate(tqdm(rows, total=count, desc="pictures", disable=not progress)):
+                images[index] = resize_image(load_image(row), size).numpy()
+                labels[index] = resize_labels(load_labels(row), size).numpy()
+            return {"images": images, "labels": labels}
+
+        key = _files_key(self.frames)
+        found = make() if key is None else cache.arrays("pictures", cache.key_of(key, size, "1"), make)
+        # copied: a memory map is read-only, and pictures are small
+        self.images, self.labels = (torch.from_numpy(np.array(found[n])) for n in ("images", "labels"))
+
+    def start_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose prompts and augmentation are drawn where an index names none."""
+        self.epoch = epoch
+
+    def texts_of(self, index: int) -> list[str]:
+        """The prompts that image `index` gets in the current epoch, one a structure."""
+        return [str(self.texts[text]) for text in self._draw(self.epoch, index)[0]]
+
+    def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.random.Generator]:
+        rng = np.random.default_rng((self.seed, epoch, index))
+        drawn = rng.integers(0, self.choices.shape[2], len(self.structures))
+        return self.choices[index, np.arange(len(self.structures)), drawn], rng
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One image, as a batch of one without its first axis."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, places: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
+        """A batch of B images; a `DataLoader` needs `collate_fn=whole_batch`.
+
+        `places` are indices, or pairs of epoch and index. Index (B,), image uint8 (B, H, W), text (B, S):
+        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W).
+        """
+        pairs = [place if isinstance(place, tuple) else (self.epoch, place) for place in places]
+        drawn = [self._draw(*pair) for pair in pairs]
+        index = torch.tensor([place for _, place in pairs])
+        text = torch.from_numpy(np.stack([texts for texts, _ in drawn]))
+        images, labels = self.images[index], self.labels[index]
+        if self.augmented:
+            changes = [draw_change(rng, images.shape[-1]) for _, rng in drawn]
+            images, labels = augment(images, labels, changes)
+        return {
+            "index": index,
+            "image": images,
+            "text": text,
+            "input_ids": self.input_ids[text],
+            "attention_mask": self.attention_mask[text],
+            "masks": torch.stack([labels == value for value in self.values], dim=1).float(),
+        }
+
+
+def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For a `DataLoader`: `Triplets` gives whole batches, there is nothing to collate."""
+    return batch
+
+
+def _files_key(frames: pd.DataFrame) -> str | None:
+    """Hash of the files of pictures and masks; None where other files have a part in them."""
+    paths = [*frames["image"], *frames["labels"]]
+    if any(pd.isna(path) or not str(path).endswith((".nii.gz", ".nii")) for path in paths):
+        return None
+    return cache.key_of_files(paths)
+
+
+def make_triplets(
+    frames: pd.DataFrame,
+    level: str,
+    model: object,
+    *,
+    variant: str | int = "random",
+    missing: str = "error",
+    seed: int = 0,
+    augment: bool = False,
+    progress: bool = False,
+) -> Triplets:
+    """Triplets of `frames` with prompts of one level, prepared for `model` (its tokenizer and input size).
+
+    Shapes are read off the masks where the level names them.
+    """
+    prompts = prompts_for(frames, level, missing)
+    return Triplets(
+        frames,
+        prompts,
+        model.tokenize,
+        model.image_size,
+        variant=variant,
+        seed=seed,
+        augment=augment,
+        progress=progress,
+    )
+
+
+def hold_out(frames: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Frames whose validation split is a random `share` of the training patients; unchanged for 0.
+
+    The cohort's own validation pictures get the split ``unused`` so that they can be scored untouched.
+    """
+    if share == 0:
+        return frames
+    if not 0 < share < 1:
+        raise ValueError(f"holdout: {share} is not a share between 0 and 1")
+    patients = np.sort(frames.loc[frames["split"] == "train", "patient"].unique())
+    chosen = np.random.default_rng(seed).permutation(patients)[: max(1, round(share * len(patients)))]
+    changed = frames.copy()
+    changed["split"] = frames["split"].replace({"val": "unused"}).mask(frames["patient"].isin(chosen), "val")
+    changed.attrs = frames.attrs
+    return changed

@@ -1,0 +1,228 @@
+"""The answers of the study, on made-up records whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from echovlsm import STRUCTURES
+from echovlsm.study import answer_figures, answer_text, answers
+from echovlsm.study.plan import (
+    ALL,
+    HELD_OUT,
+    NOTHING,
+    SIZES,
+    VALIDATION,
+    Recipe,
+    Run,
+    study,
+)
+
+NAMES = [*STRUCTURES.values(), "epicardium"]
+
+
+def _dice(run: Run, patients: np.ndarray) -> np.ndarray:
+    """Made-up truth: more patients help, phantoms are worth 2 points at 5 and 25, seeds differ."""
+    base = 0.70 + 0.02 * math.log2(max(run.patients, 1) / 5 if run.patients else 1)
+    gain = {"phantom": 0.02 if run.patients in (5, 25) else 0.0, "diffusion": -0.01}.get(run.arm, 0.0)
+    rng = np.random.default_rng((run.seed, run.patients, len(run.arm)))
+    return base + gain + 0.002 * run.seed + 0.02 * np.sin(patients) + rng.normal(0, 0.003, len(patients))
+
+
+def write(folder: Path, runs: list[Run], curve: dict[str, list[float]] | None = None) -> answers.Records:
+    """Records of `runs`, six scored patients with two images each."""
+    folder.mkdir(exist_ok=True)
+    for run in runs:
+        patients = np.repeat(np.arange(6), 2)
+        images = [f"patient{number:04d} {view} ED" for number in range(6) for view in ("2CH", "4CH")]
+        dice = _dice(run, patients)
+        shifts = dict(zip(NAMES, (0.0, -0.05, 0.05, 0.3), strict=True))
+        part = {"images": images, "dice": {name: (dice + shift).tolist() for name, shift in shifts.items()}}
+        looks = (curve or {}).get(run.arm, [0.5, 0.6, 0.7, 0.8])
+        cycles = [
+            {
+                "steps": cycle.steps,
+                "step": np.linspace(0, cycle.steps, len(looks) + 1)[1:].tolist(),
+                "dice": looks,
+            }
+            for cycle in run.cycles
+        ]
+        scores = {HELD_OUT: part} if run.choice else {HELD_OUT: part, VALIDATION: part}
+        record = {"scores": scores, "cycles": cycles, "recipe": asdict(run.recipe)}
+        (folder / f"{run.name}.json").write_text(json.dumps(record))
+    return answers.Records(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> answers.Records:
+    """Every run of the study."""
+    return write(tmp_path_factory.mktemp("records"), study())
+
+
+def test_the_mean_of_a_patient_leaves_the_epicardium_out(whole: answers.Records) -> None:
+    run = next(run for run in whole.plan if run.part == "budget")
+    found = whole.by_patient(run.name)
+    expected = pd.Series(_dice(run, np.repeat(np.arange(6), 2))).groupby(np.repeat(np.arange(6), 2)).mean()
+    np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), atol=1e-9)
+    assert whole.by_patient(run.name, structures=["epicardium"]).mean() == pytest.approx(
+        expected.mean() + 0.3
+    )
+
+
+def test_the_crossed_bootstrap_has_the_spread_of_both_draws() -> None:
+    rng = np.random.default_rng(0)
+    seeds, patients = rng.normal(0, 0.03, (40, 1)), rng.normal(0, 0.05, (1, 60))
+    values = pd.DataFrame(seeds + patients)
+    spread = answers.crossed(values, 4000).std()
+    assert spread == pytest.approx(math.hypot(seeds.std() / 40**0.5, patients.std() / 60**0.5), rel=0.06)
+    assert answers.crossed(values.iloc[:1], 4000).std() == pytest.approx(patients.std() / 60**0.5, rel=0.06)
+
+
+def test_a_gain_is_a_finding_only_with_its_interval_and_every_seed(whole: answers.Records) -> None:
+    gains = answers.budget_gains(whole).set_index(["arm", "patients"])
+    for size in (5, 25):
+        assert gains.loc[("phantom", size), "verdict"] == "higher"
+        assert gains.loc[("phantom", size), "gain"] == pytest.approx(0.02, abs=0.003)
+        assert gains.loc[("phantom", size), "seeds"] == 5
+    assert (gains.loc["phantom"].drop([5, 25])["verdict"] == "no difference shown").all()
+    assert gains.loc[("diffusion-few", 100), "verdict"] == "one seed"
+    assert (gains["p_holm"] >= gains["p"]).all()
+    gap = pd.DataFrame(np.full((3, 8), 0.01))
+    gap.iloc[2] = -0.0001
+    row = answers.difference(gap, 0 * gap)
+    assert not row["one_sign"]
+    assert answers.judge([row])["verdict"].tolist() == ["no difference shown"]
+
+
+def test_differences_are_of_common_seeds(whole: answers.Records) -> None:
+    five = whole.matrix(arm="phantom", patients=5, **answers.BUDGET)
+    assert answers.difference(five, five.iloc[:3])["seeds"] == 3
+    assert answers.difference(five.iloc[:2], five.iloc[3:]) is None
+
+
+@pytest.mark.parametrize(
+    ("reached", "expected"), [(0.70, 10.0), (0.65, 5.0), (0.725, 10 * 2**0.5), (0.9, math.inf), (0.75, 20.0)]
+)
+def test_a_dice_is_worth_so_many_patients(reached: float, expected: float) -> None:
+    sizes, dice = np.array([5, 10, 20]), np.array([0.68, 0.70, 0.75])
+    assert answers._worth(sizes, dice, reached) == pytest.approx(expected)
+
+
+def test_patients_saved_follow_the_whole_curve(whole: answers.Records) -> None:
+    saved = answers.patients_saved(whole).set_index(["arm", "patients"])
+    # two points are one doubling of patients in the made-up truth
+    row = saved.loc[("phantom", 5)]
+    assert row["low"] < 10 < row["high"]
+    assert row["worth"] == pytest.approx(10, rel=0.2)
+    assert saved["high"].max() == math.inf
+    assert saved.loc[("diffusion", 5), "worth"] == 5
+
+
+def test_a_curve_with_holes_saves_no_patients(tmp_path: Path) -> None:
+    runs = [run for run in study() if run.part == "budget" and run.patients in (5, 25)]
+    records = write(tmp_path / "few", runs)
+    assert answers.patients_saved(records).empty
+    assert set(answers.budget_points(records)["patients"]) == {5, 25}
+    assert "`table` lacks 52 of 52" in answer_text.left_out(records)
+
+
+def test_cells_that_were_not_run_are_shown_as_none(tmp_path: Path, whole: answers.Records) -> None:
+    empty = answers.Records(tmp_path)
+    cells = answers.table_cells(empty)
+    assert cells["dice"].isna().all()
+    assert answers.budget_gains(empty).empty
+    filled = answers.table_cells(whole)
+    assert filled["dice"].notna().all()
+    assert (filled["seeds"] == filled["planned"]).all()
+    prompts = set(filled.loc[filled["strategy"] == "synthetic", "prompt"])
+    assert "P7*" not in prompts
+    assert set(filled.loc[filled["model"] == "unet", "strategy"]) == {
+        *("synthetic", "real", "synth-PT:real-FT", "phantom-PT:real-FT"),
+    }
+
+
+def test_steps_are_those_from_which_the_dice_stays() -> None:
+    steps = [100, 200, 300, 400]
+    assert answers.steps_to([0.5, 0.9, 0.7, 0.85], steps, 0.8) == 400
+    assert answers.steps_to([0.9, 0.9, 0.9, 0.9], steps, 0.8) == 100
+    assert answers.steps_to([0.9, 0.9, 0.9, 0.7], steps, 0.8) == math.inf
+
+
+def test_convergence_counts_pretraining_or_not_and_censors(tmp_path: Path) -> None:
+    curve = {
+        NOTHING: [0.5, 0.6, 0.7, 0.8],
+        "phantom": [0.7, 0.795, 0.8, 0.8],
+        "diffusion": [0.1, 0.2, 0.3, 0.4],
+    }
+    runs = [run for run in study() if run.patients == ALL and run.seed == 0 and run.prompt == "P1"]
+    found = answers.convergence(write(tmp_path / "curves", runs, curve))
+    found = found[found["model"] == "cris"].set_index("strategy")
+    recipe = Recipe()
+    phantom = found.loc["phantom-PT:real-FT"]
+    assert phantom["real"] == recipe.first + recipe.second
+    assert phantom["alone"] == recipe.second / 2
+    assert phantom["whole"] == recipe.first + recipe.second / 2
+    assert phantom["faster_whole"] == pytest.approx(4 / 3)
+    assert found.loc["synth-PT:real-FT", "alone"] == math.inf
+    assert found.loc["synth-PT:real-FT", "faster_alone"] == 0
+
+
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cris.json").write_text("{")
+    with pytest.raises(answers.AnswerError, match=r"cris\.json"):
+        _ = answers.Records(tmp_path).found
+
+
+def test_sentences_name_gains_with_their_intervals(whole: answers.Records) -> None:
+    sentences = answer_text.budget_sentences(whole)
+    assert sentences[0].startswith("Pretraining on phantoms, which need no annotation, raises Dice by +")
+    assert "shows no difference at 10, 50, 100, 360 annotated patients" in sentences[0]
+    assert not any("the same few" in sentence and "100" in sentence for sentence in sentences)
+    assert set(SIZES) == set(answers.budget_points(whole)["patients"])
+    headline = answer_text.headline(whole)
+    assert headline.startswith("Yes, where annotations are few")
+    assert "none is shown with 10, 50, 100, 360" in headline
+    assert len(answer_text.findings(whole)) >= 7
+
+
+def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
+    empty = answers.Records(tmp_path)
+    assert answer_text.findings(empty) == []
+    assert answer_text.headline(empty).startswith("No answer on real hearts yet: 0 of")
+    one = [run for run in study() if run.part == "budget" and run.seed == 0]
+    assert answer_text.findings(write(tmp_path / "one", one)) == []
+
+
+def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_path: Path) -> None:
+    shown = answer_text.paper_shape(answers.table_cells(whole))
+    assert shown.loc[("CRIS", "synthetic"), "P7*"] == "N/A"
+    assert float(shown.loc[("CRIS", "real"), "P1"]) == pytest.approx(82, abs=3)
+    empty = answer_text.paper_shape(answers.table_cells(answers.Records(tmp_path)))
+    assert set(empty.loc[("CLIPSeg", "real")]) == {"–"}
+    gains = answer_text.readable(answers.budget_gains(whole), ["arm", "patients"])
+    assert gains["gain"].str.match(r"[+-]\d+\.\d").all()
+    steps = answer_text.readable_steps(answers.convergence(whole))
+    assert not steps.isna().any().any()
+    assert answer_text.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients")
+    assert answer_text.doubling_title(whole).startswith("Twice the steps add")
+
+
+def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Records, tmp_path: Path) -> None:
+    few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.part == "budget"])
+    for records in (whole, few):
+        cavity = answers.budget_points(records, ["left ventricular cavity"])
+        figure = answer_figures.plot_budget(answers.budget_points(records), cavity)
+        assert figure.axes[0].get_legend_handles_labels()[1]
+        answer_figures.plot_gains(answers.budget_gains(records))
+        answer_figures.plot_worth(answers.patients_saved(records))
+        answer_figures.plot_doubling(answers.doubling(records), records.recipe.rate, 64, 4800)
+        answer_figures.plot_curves(answer_text.learning_curves(records), 0.8)
+    import matplotlib.pyplot as plt
+
+    plt.close("all")

@@ -1,0 +1,202 @@
+"""The grid: which cells there are, what they need and cost, and how their results become one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from echovlsm.base.run_folder import RunFolder
+from echovlsm.evaluation import statistics
+from echovlsm.study import grid
+from echovlsm.study.grid import Cell, GridError, read_grid
+from tests.conftest import ROOT
+
+DEMO = ROOT / "notebooks" / "grids" / "demo.yaml"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A grid file of few cells."""
+    block = {
+        "models": ["clipseg"],
+        "prompts": ["P0", "P7"],
+        "strategies": ["zeroshot", "synthetic", "real", "synth-PT:real-FT"],
+        "encoders": ["unfrozen"],
+        "seeds": [1, 2],
+    }
+    models = {"clipseg": {"weights": "here", "learning_rate": 0.5}, "unet": {"weights": ""}}
+    blind = {**block, "models": ["unet"], "prompts": ["P1"], "strategies": ["real"]}
+    path = tmp_path / "small.yaml"
+    content = {"parameters": {"epochs": 3}, "models": models, "blocks": [block, blind]}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _complete(folder: Path, cell: Cell, dice: float, **changes: object) -> None:
+    """A complete run of `cell` with one patient's three masks."""
+    run = RunFolder(folder / cell.name)
+    own = {"model": cell.model, "prompt": cell.prompt, "strategy": cell.strategy, "encoders": cell.encoders}
+    rows = [
+        {
+            "patient": "a",
+            "view": "2CH",
+            "phase": "ED",
+            "structure": name,
+            "dice": dice,
+            **own,
+            "seed": cell.seed,
+        }
+        for name in ("x", "y", "z")
+    ]
+    run.write_table("scores.parquet", pd.DataFrame(rows))
+    history = {"epoch": [1], "train_loss": [1.0], "val_loss": [1.0], "val_dice": [dice], "seconds": [2.0]}
+    run.write_table("history.csv", pd.DataFrame(history))
+    record = {
+        "status": "complete",
+        "scale": "smoke",
+        "strategy": cell.strategy,
+        "code_hash": "c",
+        "seconds": 8.0,
+        "evaluation": {"data_hash": "d", "seconds": 2.0},
+    }
+    run.write_yaml("run.yaml", {**record, **changes})
+
+
+def test_the_demo_grid_has_what_the_paper_compares() -> None:
+    cells = read_grid(DEMO).cells
+    assert len(set(cells)) == len(cells)
+    words = [cell for cell in cells if cell.model != "unet"]
+    assert {cell.model for cell in words} == {"clipseg", "cris"}
+    assert {"P0", "P1", "P7"} <= {cell.prompt for cell in words}
+    assert {cell.strategy for cell in words} == set(statistics.STRATEGY_ORDER)
+    assert {cell.encoders for cell in words} == {"frozen", "unfrozen"}
+    for strategy in ("real", "synth-PT:real-FT", "joint"):
+        seeds = {c.seed for c in words if (c.strategy, c.encoders, c.prompt) == (strategy, "unfrozen", "P7")}
+        assert len(seeds) >= 2
+    assert {cell.strategy for cell in cells if cell.model == "unet"} >= {"real", "synthetic"}
+
+
+def test_a_finetuning_comes_after_the_run_it_starts_from(small: Path) -> None:
+    cells = read_grid(small, {"strategies": "synth-PT:real-FT"}).cells
+    for cell in cells:
+        before = cell.pretraining
+        if before is not None and cell.model != "unet":
+            assert cells.index(before) < cells.index(cell)
+    at_p7 = Cell("clipseg", "P7", "synth-PT:real-FT", "unfrozen", 1)
+    assert at_p7.pretraining == Cell("clipseg", "P6", "synthetic", "unfrozen", 1)
+    assert Cell("clipseg", "P7", "real", "unfrozen", 1).pretraining is None
+
+
+def test_nothing_is_asked_twice(small: Path) -> None:
+    cells = read_grid(small).cells
+    zeroshot = [cell for cell in cells if cell.strategy == "zeroshot"]
+    assert [(cell.prompt, cell.seed) for cell in zeroshot] == [("P0", 1), ("P7", 1)]
+    assert all(cell.notebooks == ("05_evaluation",) for cell in zeroshot)
+    assert not [cell for cell in cells if cell.strategy == "synthetic" and cell.prompt == "P7"]
+    assert len(set(cells)) == len(cells)
+
+
+def test_axes_of_the_command_line_replace_those_of_the_file(small: Path) -> None:
+    asked = {"prompts": "P1,P3", "seeds": 7, "strategies": ["real"]}
+    cells = read_grid(small, asked).cells
+    assert {(cell.model, cell.prompt, cell.seed) for cell in cells} == {
+        ("clipseg", "P1", 7),
+        ("clipseg", "P3", 7),
+        ("unet", "P1", 7),
+    }
+    assert {cell.model for cell in read_grid(small, {"models": "unet"}).cells} == {"unet"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        ({"prompts": "P9"}, "prompts 'P9'"),
+        ({"strategies": "guess"}, "strategies 'guess'"),
+        ({"seeds": "one"}, "whole numbers"),
+        ({"colours": "red"}, "no axis"),
+        ({"models": "cris"}, "no weights for cris"),
+        ({"prompts": " , "}, "prompts is empty"),
+    ],
+)
+def test_a_wrong_axis_is_named(small: Path, axes: dict[str, object], told: str) -> None:
+    with pytest.raises(GridError, match=told):
+        read_grid(small, axes)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GridError, match=r"nowhere\.yaml does not exist"):
+        read_grid(tmp_path / "nowhere.yaml")
+    (tmp_path / "odd.yaml").write_text("blocks: []\n")
+    with pytest.raises(GridError, match="parameters, models and blocks"):
+        read_grid(tmp_path / "odd.yaml")
+
+
+def test_a_cell_takes_what_is_shared_what_is_the_models_and_what_is_its_own(small: Path) -> None:
+    cells = read_grid(small)
+    cell = Cell("clipseg", "P0", "real", "unfrozen", 2)
+    values = cells.parameters_of(cell, "runs/x/grid")
+    assert values["epochs"] == 3
+    assert (values["weights"], values["learning_rate"]) == ("here", 0.5)
+    assert (values["prompt"], values["strategy"], values["seed"]) == ("P0", "real", 2)
+    assert values["run"] == "runs/x/grid/clipseg-P0-real-unfrozen-seed2"
+
+
+def test_cost_is_told_from_the_cells_that_ran(small: Path, tmp_path: Path) -> None:
+    cells = read_grid(small, {"strategies": "real"})  # clipseg P0 P7, unet, two seeds each
+    ran = Cell("clipseg", "P0", "real", "unfrozen", 1)
+    _complete(tmp_path, ran, 0.5)
+    table = grid.estimate(cells, tmp_path)
+    rest = table[~table["done"]]
+    assert table["done"].sum() == 1
+    assert (rest.loc[rest["model"] == "clipseg", "seconds"] == 10.0).all()
+    line = grid.cost_line(table[table["model"] == "clipseg"], cores=2)
+    assert "4 cells, 3 to run" in line
+    assert "0.5 minutes one after another, 0.2 on 2 cores" in line
+
+
+def test_an_unfinished_cell_costs_and_is_left_out(small: Path, tmp_path: Path) -> None:
+    cells = read_grid(small, {"models": "clipseg", "strategies": "real", "prompts": "P0"})
+    one, two = cells.cells
+    _complete(tmp_path, one, 0.5)
+    _complete(tmp_path, two, 0.7, status="started")
+    results = grid.collect(cells, tmp_path)
+    assert list(results["cells"]["done"]) == [True, False]
+    assert set(results["scores"]["seed"]) == {1}
+    assert [cell for cell, _ in grid.runs_of(cells, tmp_path, prompt="P0")] == [one]
+    assert grid.runs_of(cells, tmp_path, prompt="P1") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"scale": "full"}, "scale"),
+        ({"code_hash": "other"}, "code"),
+        ({"evaluation": {"data_hash": "other", "seconds": 1.0}}, "scored pictures"),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused(
+    small: Path, tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    cells = read_grid(small, {"models": "clipseg", "strategies": "real", "prompts": "P0"})
+    _complete(tmp_path, cells.cells[0], 0.5)
+    _complete(tmp_path, cells.cells[1], 0.7, **changes)
+    with pytest.raises(GridError, match=f"differ in {told}"):
+        grid.collect(cells, tmp_path)
+
+
+def test_the_reference_has_a_column_of_its_own(small: Path, tmp_path: Path) -> None:
+    cells = read_grid(small, {"strategies": "real", "prompts": "P0", "seeds": 1})
+    for cell, dice in zip(cells.cells, (0.5, 0.9), strict=True):
+        _complete(tmp_path, cell, dice)
+    table = statistics.summary_table(grid.collect(cells, tmp_path)["scores"])
+    assert table.loc[("unet", "real"), grid.NO_WORDS].startswith("90.00")
+    assert table.loc[("unet", "real"), "P0"] == statistics.ABSENT
+    assert table.loc[("clipseg", "real"), "P0"].startswith("50.00")
+
+
+def test_an_empty_grid_says_what_to_do(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(GridError, match="snakemake grid"):
+        grid.collect(read_grid(small), tmp_path)
