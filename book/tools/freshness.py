@@ -101,9 +101,7 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, A
     if not cohort and "cohort" in run:
         return str(run["cohort"])
     if not cohort:
-        return (
-            f"as recorded in {results}" if (results := freshness.recorded(parameters)) else UNKNOWN
-        )
+        return f"as recorded in {results}" if (results := freshness.recorded(parameters)) else UNKNOWN
     folder = paths.resolve(cohort, root)
     meta = folder / "cohort.yaml"
     remedy = "copy the cohort again, or execute the notebook on another"

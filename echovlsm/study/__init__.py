@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "warm",
     ],
     submod_attrs={
+        "page": ["begin"],
         "parameters": ["check_parameters", "may_draw_phantom"],
-        "pretrained": ["pretrained_run"],
     },
 )

@@ -1,14 +1,14 @@
 """Synthesis: annotated images in, a synthetic cohort with its labels out (notebook 02).
 
-`labels` perturbs hearts, `unet` and `process` are the denoiser and its noise, `train` and `sampling` use
-both, `fidelity` says how close the images come. Begin with `sampling.sample_cohort`.
+`labels` perturbs hearts, `unet` and `process` are the denoiser and its noise, `train` and `sampling` use both,
+`fidelity` says how close the images come. Begin with `sampling.sample_cohort`.
 """
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["fidelity", "labels", "plots", "process", "trial", "unet", "weights"],
+    submodules=["fidelity", "labels", "plots", "trial", "unet", "weights"],
     submod_attrs={
         "sampling": ["ensure_cohort", "sample", "sample_cohort"],
         "train": ["train_diffusion"],
