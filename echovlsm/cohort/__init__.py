@@ -1,7 +1,7 @@
 """Cohorts: a folder of echocardiograms in, a frames table and uint8 images and labels out (notebook 01).
 
 In: CAMUS in either release, our own cohorts, the released synthetic one. Out: one table, a row an image.
-Begin with `read`; `check` has the layouts, `write` makes a cohort, `sectors` the maps that diffusion draws from.
+Begin with `read`; `check` has the layouts, `write` makes a cohort, `sectors` what diffusion draws from.
 """
 
 import lazy_loader

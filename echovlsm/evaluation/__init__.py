@@ -1,6 +1,6 @@
 """Evaluation: predicted and true masks in, scores and what may be concluded from them out (notebook 05).
 
-Begin with `scoring`; `statistics` has tests and intervals, `clinical` ejection fractions, `words` false words.
+Begin with `scoring`; `statistics` has tests and intervals, `clinical` volumes, `words` false words.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Synthesis: annotated images in, a synthetic cohort with its labels out (notebook 02).
 
-`labels` perturbs hearts, `unet` and `process` are the denoiser and its noise, `train` and `sampling` use both,
+`labels` perturbs hearts, `unet` and `process` are denoiser and noise, `train` and `sampling` use both,
 `fidelity` says how close the images come. Begin with `sampling.sample_cohort`.
 """
 
