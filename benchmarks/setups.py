@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from echovlsm import models
 from echovlsm.base import cache, paths
-from echovlsm.models import common as models
 from echovlsm.models.clipseg import CLIPSeg
 from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_config import CRISConfig

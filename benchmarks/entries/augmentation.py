@@ -11,8 +11,8 @@ from benchmarks import plain
 from benchmarks.entries.training import RATE, step
 from benchmarks.measure import Pair, Rate, Side, time_call
 from benchmarks.setups import LEVEL, Settings, cohort
+from echovlsm import models
 from echovlsm.base import paths
-from echovlsm.models import common as models
 from echovlsm.training import loop as training
 from echovlsm.training.augmentation import draw_change
 from echovlsm.training.triplets import make_triplets

@@ -10,9 +10,9 @@ from benchmarks import setups
 from benchmarks.entries.training import RATE, step
 from benchmarks.measure import Growth, time_call
 from benchmarks.setups import Settings
+from echovlsm import models
 from echovlsm.base import paths
 from echovlsm.evaluation.scoring import score_table
-from echovlsm.models import common as models
 from echovlsm.prompts.templates import make_prompts
 from echovlsm.training import loop as training
 from echovlsm.training.triplets import whole_batch

@@ -17,11 +17,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_output
 
 from book.tools import build as book
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer import static as explorer_static
 from echovlsm.explorer.asking import Explorer
-from echovlsm.models import common as models
 from tests.book.test_book import PIXEL, executed_notebook, project_files
 from tests.conftest import ROOT, WEIGHTS
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.cohort.images import load_labels
 from echovlsm.cohort.read import read_cohort
@@ -23,7 +23,6 @@ from echovlsm.evaluation.runs import (
     labels_of,
 )
 from echovlsm.evaluation.scoring import METRICS, score
-from echovlsm.models import common as models
 from tests.conftest import ROOT
 from tests.conftest import call as echovlsm
 

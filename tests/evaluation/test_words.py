@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.cohort.images import load_labels
 from echovlsm.evaluation import words
 from echovlsm.evaluation.scoring import score, to_mask
@@ -21,7 +21,6 @@ from echovlsm.evaluation.words import (
     swappable,
     word_effects,
 )
-from echovlsm.models import common as models
 from echovlsm.models.common import ModelError
 from echovlsm.models.reference import ReferenceUNet
 from echovlsm.prompts.shapes import name_shapes

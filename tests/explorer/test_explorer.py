@@ -15,13 +15,12 @@ import torch
 import yaml
 from PIL import Image
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.cohort.images import resize_image
 from echovlsm.evaluation.scoring import score, to_mask
 from echovlsm.explorer import asking as explorer
 from echovlsm.explorer import static as explorer_static
 from echovlsm.explorer.asking import Explorer, ExplorerError, dice
-from echovlsm.models import common as models
 from echovlsm.prompts.templates import make_prompts
 from tests.conftest import WEIGHTS
 

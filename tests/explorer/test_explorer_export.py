@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
+from echovlsm import models
 from echovlsm.cohort.images import resize_image
 from echovlsm.explorer import asking as explorer
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer.asking import Explorer, ExplorerError
-from echovlsm.models import common as models
 from echovlsm.phantom.cohort import draw_cohort_patient, simulate
 from tests.conftest import ROOT, WEIGHTS, call
 

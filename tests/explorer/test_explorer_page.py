@@ -20,13 +20,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.base import figures
 from echovlsm.cohort.images import resize_image
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer import static as explorer_static
 from echovlsm.explorer.asking import Explorer, paint
-from echovlsm.models import common as models
 from tests.book.test_browser import PHONE, UNNAMED
 from tests.conftest import WEIGHTS
 from tests.explorer.test_explorer_export import write_run

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from echovlsm.models import common as models
+from echovlsm import models
 from echovlsm.models.adapters import (
     add_lora,
     encoders_of,

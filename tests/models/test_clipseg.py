@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import CLIPSegForImageSegmentation
 
-from echovlsm import STRUCTURES
-from echovlsm.models import common as models
+from echovlsm import STRUCTURES, models
 from echovlsm.models.common import ModelError
 from echovlsm.prompts.templates import make_prompt
 from tests.conftest import ROOT, WEIGHTS

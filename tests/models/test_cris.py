@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from echovlsm.models import common as models
+from echovlsm import models
 from echovlsm.models.common import ModelError
 from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_config import CRISConfig

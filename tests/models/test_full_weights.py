@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from echovlsm.models import common as models
+from echovlsm import models
 from echovlsm.models import full_weights
 from echovlsm.models.common import ModelError
 from echovlsm.models.cris import CRIS

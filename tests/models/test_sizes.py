@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from echovlsm.models import common as models
-from echovlsm.models.common import ModelError
+from echovlsm import models
+from echovlsm.models.common import ENCODERS, ModelError
 from echovlsm.models.reference import ReferenceUNet
 from echovlsm.models.sizes import resize_input
 from tests.conftest import ROOT, WEIGHTS
@@ -53,7 +53,7 @@ def test_the_saved_folder_comes_back_at_that_size(name: str, tmp_path: Path) -> 
         assert torch.equal(again(pictures(128), tokens, mask), model(pictures(128), tokens, mask))
 
 
-@pytest.mark.parametrize("encoders", models.ENCODERS)
+@pytest.mark.parametrize("encoders", ENCODERS)
 @pytest.mark.parametrize("name", models.MODELS)
 def test_new_positions_learn_if_the_encoders_do(name: str, encoders: str) -> None:
     model = models.load(name, PLACES[name], encoders, image_size=64).train()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from echovlsm.models import common as models
+from echovlsm import models
 from echovlsm.study import dry_run, dry_run_checks, rehearsal, run_costs
 from echovlsm.study.parameters import ParameterError
 from tests.conftest import ROOT, WEIGHTS, call

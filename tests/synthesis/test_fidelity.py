@@ -241,7 +241,7 @@ def test_kid_is_unbiased_and_grows_with_the_distance():
 
 
 def test_encoder_features_pool_the_last_activation_and_ignore_the_batch():
-    from echovlsm.models import common as models
+    from echovlsm import models
 
     model = models.load("clipseg", WEIGHTS, "frozen")
     model.train()

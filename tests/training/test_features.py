@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
+from echovlsm import models
 from echovlsm.base import cache
-from echovlsm.models import common as models
 from echovlsm.training import features
 from echovlsm.training import loop as training
 from echovlsm.training.triplets import Triplets, make_triplets

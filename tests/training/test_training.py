@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from echovlsm.models import common as models
+from echovlsm import models
 from echovlsm.training.loop import HISTORY_COLUMNS, Batches, fit, make_loss, predict
 from echovlsm.training.triplets import Triplets, make_triplets
 from tests.conftest import WEIGHTS

@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from book.tools.freshness import BookError
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.base.run_folder import RunError, RunFolder
 from echovlsm.cohort.check import CohortWarning
 from echovlsm.cohort.files import CohortError, RangeError
@@ -38,7 +38,6 @@ from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
 from echovlsm.evaluation.scoring import ScoreError, score, score_table
 from echovlsm.evaluation.statistics import bootstrap_interval, compare
 from echovlsm.explorer.asking import ExplorerError, choose_run, trained_runs
-from echovlsm.models import common as models
 from echovlsm.models.common import ModelError
 from echovlsm.phantom.cohort import write_phantom_cohort
 from echovlsm.prompts.shapes import name_shapes

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from echovlsm import models
 from echovlsm.base.files import read_json, read_table
 from echovlsm.cohort.check import CohortWarning
 from echovlsm.cohort.files import CohortError, RangeError
@@ -26,7 +27,6 @@ from echovlsm.cohort.images import load_image, load_labels
 from echovlsm.cohort.read import check_cohort, legacy_testing_map, read_cohort
 from echovlsm.evaluation import statistics
 from echovlsm.evaluation.scoring import METRICS, score_table
-from echovlsm.models import common as models
 from echovlsm.study.parameters import (
     ParameterError,
     as_typed,

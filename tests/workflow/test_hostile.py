@@ -33,13 +33,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from book.tools import build as book
 from book.tools.freshness import BookError, page_facts
 from book.tools.tables import recorded_scores
+from echovlsm import models
 from echovlsm.base import cache
 from echovlsm.base.run_folder import RunError, RunFolder
 from echovlsm.base.text import plain
 from echovlsm.cohort.files import CohortError
 from echovlsm.cohort.images import load_image
 from echovlsm.cohort.read import read_cohort
-from echovlsm.models import common as models
 from echovlsm.models.common import ModelError
 from echovlsm.models.cris import CRIS
 from echovlsm.prompts.vqa import ShapeError, load_vqa
