@@ -12,6 +12,7 @@ from typing import Any
 from echovlsm.base import files, paths, plain
 from echovlsm.study import freshness
 
+BookError = freshness.BookError
 UNKNOWN = "not recorded"
 
 
@@ -48,7 +49,7 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
     _, papermill, run = freshness.read_executed(executed)
     path = freshness.record_path(executed)
     remedy = "delete it, or execute the notebook again"
-    record = files.read_json(path, freshness.BookError, remedy) if path.is_file() else {}
+    record = files.read_json(path, BookError, remedy) if path.is_file() else {}
     if record.get("executed") != papermill.get("end_time"):
         record = {}  # the record is of another execution
     parameters = record.get("parameters") or {**run.get("parameters", {}), **papermill.get("parameters", {})}
@@ -105,7 +106,7 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, A
     folder = paths.resolve(cohort, root)
     meta = folder / "cohort.yaml"
     remedy = "copy the cohort again, or execute the notebook on another"
-    values = files.read_yaml(meta, freshness.BookError, remedy) if meta.is_file() else {}
+    values = files.read_yaml(meta, BookError, remedy) if meta.is_file() else {}
     return f"{values.get('name', folder.name)}" + (f" ({values['kind']})" if "kind" in values else "")
 
 
