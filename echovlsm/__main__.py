@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Can synthetic echocardiograms teach a vision-language segmentation model what real ones do?",
 )
 scores_of_the_paper = typer.Typer(help="The authors' per-image scores: fetch them, recompute our tables.")

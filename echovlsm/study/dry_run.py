@@ -21,6 +21,7 @@ import pandas as pd
 
 from echovlsm.base import cache, paths
 from echovlsm.study import dry_run_checks as checks
+from echovlsm.study import run_costs
 from echovlsm.study.parameters import (
     check_values,
     coerce,
@@ -28,7 +29,6 @@ from echovlsm.study.parameters import (
     notebook_parameters,
     read_profile,
 )
-from echovlsm.study.run_costs import process_memory
 
 COLUMNS: tuple[str, ...] = ("check", "value", "ok", "remedy")
 NOTEBOOKS: tuple[str, ...] = ("04_training", "05_evaluation")
@@ -93,7 +93,7 @@ def dry_run(
         found += more
         more, sources = checks.check_synthetic(values)
         found += more
-        held = process_memory()
+        held = run_costs.process_memory()
         more, model = checks.check_weights(values)
         found += more
         if model is not None:

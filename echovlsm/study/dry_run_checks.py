@@ -25,7 +25,6 @@ from echovlsm.cohort import (
 from echovlsm.models import ModelError
 from echovlsm.prompts import attributes_of, prompts_for
 from echovlsm.study import run_costs
-from echovlsm.study.run_costs import count_parameters
 from echovlsm.training import strategies
 
 if TYPE_CHECKING:
@@ -284,7 +283,7 @@ def check_weights(values: Mapping[str, Any]) -> tuple[list[Check], nn.Module | N
         if name == "cris" and not paths.resolve(place).is_dir():
             remedy += "; `echovlsm weights convert` makes one from the original file"
         return [Check("weights", "cannot be loaded", False, remedy)], None
-    total, learned = count_parameters(model)
+    total, learned = run_costs.count_parameters(model)
     told = f"{name}, {total / 1e6:.1f} million parameters, {learned / 1e6:.1f} of them learn"
     told += f" (encoders {values['encoders']}), {model.image_size} pixels"
     return [Check("weights", told, True)], model

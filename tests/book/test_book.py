@@ -110,7 +110,7 @@ def executed(project: Path) -> dict[str, Path]:
         nbformat.write(executed_notebook(f"About {name}"), pairs[page])
         run = {"device": "CPU, 2 threads", "packages": {"torch": "9.9.9"}, "scale": "demo"}
         (pairs[page].parent / "run.yaml").write_text(yaml.safe_dump(run))
-        book.record_freshness(pairs[page], root=project)
+        freshness.record_freshness(pairs[page], root=project)
     return pairs
 
 
@@ -281,7 +281,7 @@ def test_changed_cohort_makes_stale_and_vanished_cohort_cannot_tell(
     answers: dict[str, str | None] = {"hash": "one"}
     monkeypatch.setattr(freshness, "cohort_digest", lambda folder: answers["hash"])
     monkeypatch.setattr(freshness.cohort_digest, "cache_clear", lambda: None, raising=False)
-    book.record_freshness(path, root=project)
+    freshness.record_freshness(path, root=project)
     answers["hash"] = "two"
     assert page_facts(project, page, path, "demo").changed == ("data",)
     answers["hash"] = None

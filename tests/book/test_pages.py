@@ -150,7 +150,7 @@ def test_every_promise_names_a_test_that_exists() -> None:
     promises = [row for row in rows if not row[0].startswith(("| **", "| ---", "| promise"))]
     assert len(promises) >= 30
     for promise, keepers in promises:
-        named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", keepers)
+        named = re.findall(r"`(tests/\w+/test_\w+\.py)::(\w+)`", keepers)
         assert named, promise
         for file, name in named:
             assert name in _functions(ROOT / file), f"{promise}: {file} has no {name}"
@@ -338,7 +338,7 @@ def _array(
 def test_an_array_trains_and_scores_one_seed_a_task(tmp_path: Path) -> None:
     done, calls = _array(tmp_path, "1", "camus", "/some/where", "-p", "prompt", "P3")
     assert done.returncode == 0, done.stderr
-    assert [call.split()[2] for call in calls] == [
+    assert [call.split()[3] for call in calls] == [
         "notebooks/04_training.ipynb",
         "notebooks/05_evaluation.ipynb",
     ]

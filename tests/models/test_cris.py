@@ -508,7 +508,7 @@ def test_folders_that_are_not_cris(tokenizer, tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="cannot load 'nobody/cris-none'"):
         models.load("cris", "nobody/cris-none")
-    with pytest.raises(ModelError, match="full_weights convert"):
+    with pytest.raises(ModelError, match="echovlsm weights convert"):
         models.load("cris", tmp_path)
     make(tokenizer).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -109,7 +109,7 @@ def test_a_missing_cohort_is_one_clear_line(values: Callable, tmp_path: Path) ->
         ({"weights": "data/weights/nowhere"}, "data/weights/nowhere does not exist"),
         ({"weights": "somebody/never-fetched"}, "hub id and not on this machine.*hf download.*--weights"),
         ({"weights": "data/weights/cris-tiny"}, "holds a 'cris' model, not CLIPSeg"),
-        ({"model": "cris", "weights": "data/weights/nowhere"}, "full_weights convert"),
+        ({"model": "cris", "weights": "data/weights/nowhere"}, "echovlsm weights convert"),
         ({"image_size": 100}, "multiples of 8"),
     ],
 )

@@ -87,7 +87,7 @@ def test_kernels_are_warm_separate_and_have_the_callers_environment(
         assert Path(answer["folder"]) == ROOT
         assert answer["left"] is None
         assert answer["socket"] is None
-        assert set(answer["ours"]) <= {"echovlsm", "echovlsm.study.warm"}
+        assert set(answer["ours"]) <= {"echovlsm", "echovlsm.study", "echovlsm.study.warm"}
     assert answers[0]["draw"] != answers[1]["draw"]
 
 

@@ -119,7 +119,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from echovlsm import models, training
 from echovlsm.cohort import read_cohort
-from echovlsm.triplets import make_triplets
+from echovlsm.training import make_triplets
 frames = read_cohort({cohort!r})
 model = models.load("clipseg", {weights!r})
 def triplets(split):
