@@ -1,7 +1,7 @@
 """The study: parameters in, executed notebooks, finished grids, recorded runs, answers out (06, 09, 10).
 
-`parameters` and `execute` run a notebook, `grid` a table of runs, `queue` the runs on real hearts that `plan`
-lists and `answers` reads. Begin with `plan`.
+`page.begin` begins a notebook and `execution` executes one, `grid` is a table of runs, `queue` carries out the
+runs on real hearts that `plan` lists and `answers` reads. Begin with `plan`.
 """
 
 import lazy_loader
@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "warm",
     ],
     submod_attrs={
-        "page": ["begin"],
+        "page": ["RunFolder", "begin"],
         "parameters": ["check_parameters", "may_draw_phantom"],
     },
 )

@@ -43,7 +43,6 @@ def execute(
     papermill.PapermillExecutionError
         A cell failed.
     """
-    _without_uri_grammar()
     import papermill
 
     notebook, out = paths.resolve(notebook), paths.resolve(out)
@@ -66,12 +65,3 @@ def execute(
     os.replace(partial, out)
     record_freshness(out, notebook)
     return out
-
-
-def _without_uri_grammar() -> None:
-    """Leave out an optional part of jsonschema: a grammar that takes seconds to build."""
-    if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
-        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # what Python takes for "not installed"
-        import jsonschema  # noqa: F401
-
-        del sys.modules["rfc3987_syntax"]

@@ -56,6 +56,7 @@ LIBRARIES: tuple[str, ...] = (
     "nibabel",
     "matplotlib.pyplot",
     "matplotlib.backends.backend_agg",
+    "jsonschema",
     "papermill.engines",
     "jupyter_client.asynchronous",
     "ipykernel.kernelapp",
