@@ -10,6 +10,10 @@ kernel. The package's own modules are not imported beforehand: every kernel gets
 
 The process ends with the one that started it. Without it, on anything but Linux, and where there may be a GPU
 (CUDA does not survive a fork), notebooks start in the ordinary way.
+
+It leans on two things that are no public interface: how `jupyter_client` 8 launches a kernel
+(`AsyncKernelManager._async_launch_kernel`) and where it keeps the process (`provisioner.process`). Where the
+first is not there, a notebook starts in the ordinary way.
 """
 
 from __future__ import annotations
@@ -262,6 +266,9 @@ def kernel_options() -> dict[str, Any]:
     if waiting is None:
         return {}
     from jupyter_client import AsyncKernelManager
+
+    if not hasattr(AsyncKernelManager, "_async_launch_kernel"):
+        return {}
 
     class WarmKernelManager(AsyncKernelManager):
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
