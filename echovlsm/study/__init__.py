@@ -1,7 +1,7 @@
 """The study: parameters in, executed notebooks, finished grids, recorded runs, answers out (06, 09, 10).
 
-`page.begin` begins a notebook, `execution` executes one, `grid` is a table of runs, `queue` carries out the runs
-on real hearts that `plan` lists and `answers` reads. Begin with `plan`.
+`page.begin` begins a notebook, `execution` executes one, `grid` is a table of runs; `queue` carries out the
+runs on real hearts that `plan` lists, `answers` reads their records. Begin with `plan`.
 """
 
 import lazy_loader
