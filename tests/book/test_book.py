@@ -83,8 +83,8 @@ def project_files(root: Path) -> Path:
         shutil.copy(ROOT / name, root / name)
     for name in ("book", "cluster"):
         shutil.copytree(ROOT / name, root / name)
-    (root / "echovlsm" / "models").mkdir(parents=True)
-    (root / "echovlsm" / "models" / "code.py").write_text("ANSWER = 42\n")
+    (root / "echovlsm" / "cohort").mkdir(parents=True)
+    (root / "echovlsm" / "cohort" / "code.py").write_text("ANSWER = 42\n")
     (root / "notebooks" / "profiles").mkdir(parents=True)
     (root / "notebooks" / "profiles" / "demo.yaml").write_text("scale: demo\nprompt: P3\n")
     for page in book.toc_pages(ROOT):
@@ -228,11 +228,12 @@ def test_page_is_fresh_until_something_it_depends_on_changes(
         return found.state, found.changed
 
     assert state() == ("fresh", ())
-    (project / "echovlsm" / "attic.py").write_text("# in no room\n")
+    (project / "echovlsm" / "explorer").mkdir()
+    (project / "echovlsm" / "explorer" / "code.py").write_text("# another chapter's\n")
     assert state() == ("fresh", ())
-    (project / "echovlsm" / "models" / "code.py").write_text("ANSWER = 43\n")
+    (project / "echovlsm" / "cohort" / "code.py").write_text("ANSWER = 43\n")
     assert state() == ("stale", ("package",))
-    (project / "echovlsm" / "models" / "code.py").write_text("ANSWER = 42\n")
+    (project / "echovlsm" / "cohort" / "code.py").write_text("ANSWER = 42\n")
     (project / "requirements.lock").write_text("torch==0.0.1\n")
     (project / "notebooks" / "profiles" / "demo.yaml").write_text("scale: demo\nprompt: P4\n")
     assert state() == ("stale", ("parameters", "lock"))
@@ -255,7 +256,7 @@ def test_prose_page_names_its_last_commit(project: Path) -> None:
 
 
 def test_stale_page_says_so(project: Path, executed: dict[str, Path]) -> None:
-    (project / "echovlsm" / "models" / "code.py").write_text("ANSWER = 43\n")
+    (project / "echovlsm" / "cohort" / "code.py").write_text("ANSWER = 43\n")
     book.stage("demo", executed, project / "staged", root=project)
     page = next(iter(executed))
     last = nbformat.read(project / "staged" / f"{page}.ipynb", as_version=4).cells[-1].source
