@@ -53,7 +53,7 @@ def modules(*rooms: str, package: Path | None = None) -> list[Path]:
     """The source files of these rooms and of all that they rest on; of `package`, by default this one."""
     package = package or Path(__file__).parents[1]
     return [
-        package / "__init__.py",
+        *package.glob("__init__.py"),
         *(p for room in below(*rooms) for p in sorted((package / room).glob("*.py"))),
     ]
 
