@@ -9,11 +9,16 @@ Parameter names are those of the released weights of both.
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from echovlsm.models.base import map_of_positions, resize_positions
+
+_POSITIONS = "visual.attnpool.positional_embedding"
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 class Bottleneck(nn.Module):
@@ -48,26 +53,6 @@ class Bottleneck(nn.Module):
         return functional.relu(out + self.downsample(x))
 
 
-@lru_cache(maxsize=16)
-def _weights_of_places(grid: int, size: tuple[int, int]) -> Tensor:
-    """What each place of a grid adds to each of `size` places, bicubic: float32 (h w, grid ** 2)."""
-    with torch.inference_mode(False), torch.no_grad():
-        each = torch.eye(grid**2).unflatten(1, (grid, grid))[:, None]
-        return functional.interpolate(each, size=size, mode="bicubic", align_corners=False).flatten(1).T
-
-
-def resize_positions(embedding: Tensor, size: tuple[int, int]) -> Tensor:
-    """CLIP's position embedding (1 + g * g, C), its first row left out, as a map (C, h, w); bicubic."""
-    grid = round((embedding.shape[0] - 1) ** 0.5)
-    places = embedding[1:]
-    if size != (
-        grid,
-        grid,
-    ):  # as a product: PyTorch is slow at interpolating many channels
-        places = _weights_of_places(grid, size).to(places) @ places
-    return places.T.unflatten(1, size)
-
-
 class AttentionPool2d(nn.Module):
     """CRIS's spatial attention pool: attention between all places, plus a residual 1 x 1 convolution.
 
@@ -88,7 +73,7 @@ class AttentionPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, h, w) to (B, width_out, h, w)."""
         size = (x.shape[-2], x.shape[-1])
-        places = resize_positions(self.positional_embedding, size)
+        places = map_of_positions(self.positional_embedding, size)
         tokens = (x + places.to(x.dtype)).flatten(2).transpose(1, 2)
         query, key, value = (
             project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -247,3 +232,12 @@ class CLIP(nn.Module):
         words = self.ln_final(self.transformer(words))
         ends = words[torch.arange(len(words), device=words.device), input_ids.argmax(dim=-1)]
         return words, ends @ self.text_projection
+
+
+def fit_clip(tensors: Mapping[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """CLIP's tensors without its settings, the attention pool's positions resized to `grid` x `grid`."""
+    kept = {name: value for name, value in tensors.items() if name not in _NOT_WEIGHTS}
+    positions = kept.get(_POSITIONS)
+    if positions is not None and positions.ndim == 2 and len(positions) != grid**2 + 1:
+        kept[_POSITIONS] = resize_positions(positions.float(), grid)
+    return kept

@@ -22,7 +22,6 @@ import pandas as pd
 from echovlsm import models
 from echovlsm.base import paths
 from echovlsm.cohort import cohort_hash, read_cohort
-from echovlsm.models import ReferenceUNet
 from echovlsm.prompts import prompts_for
 from echovlsm.training.triplets import Triplets, hold_out, make_triplets
 
@@ -233,14 +232,8 @@ def combine(
 def starting_model(
     name: str, weights: str | Path, encoders: str, image_size: int = 0, seed: int = 0
 ) -> nn.Module:
-    """The model that a run starts from: a vision-language model, or the text-blind reference (``unet``).
-
-    The reference has no pretrained weights: with `weights` empty it starts from random ones, made of `seed`.
-    """
-
-    if name == "unet" and not str(weights):
-        return ReferenceUNet.fresh(image_size or 96, seed=seed)
-    return models.load(name, weights, encoders, image_size=image_size)
+    """The model that a run starts from: as of `models.load`."""
+    return models.load(name, weights, encoders, image_size, seed)
 
 
 def fit_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:

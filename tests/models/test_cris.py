@@ -82,7 +82,7 @@ def stages(golden) -> dict[str, torch.Tensor]:
     model.load_state_dict(weights)
     with torch.no_grad():
         maps = model.encode_image(vectors["image"])
-        prompt = model.encode_prompt(vectors["input_ids"], (vectors["input_ids"] != 0).long())
+        prompt = model.text_features(vectors["input_ids"], (vectors["input_ids"] != 0).long())
         neck = model.neck(maps, prompt.state)
         decoder = model.decoder(neck, prompt.words, prompt.padding)
         logits = model.proj(decoder.view_as(neck), prompt.state)
@@ -508,7 +508,7 @@ def test_folders_that_are_not_cris(tokenizer, tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="cannot load 'nobody/cris-none'"):
         models.load("cris", "nobody/cris-none")
-    with pytest.raises(ModelError, match="full_weights convert"):
+    with pytest.raises(ModelError, match="echovlsm weights convert"):
         models.load("cris", tmp_path)
     make(tokenizer).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -85,5 +85,5 @@ def test_a_wrong_name_file_or_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_a_file_given_as_weights_says_how_to_make_a_folder(tmp_path: Path) -> None:
     (tmp_path / "cris.pth").write_bytes(b"")
-    with pytest.raises(ModelError, match="full_weights convert"):
+    with pytest.raises(ModelError, match="echovlsm weights convert"):
         models.load("cris", tmp_path / "cris.pth")

@@ -117,9 +117,9 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from echovlsm import models, training
+from echovlsm import models
 from echovlsm.cohort import read_cohort
-from echovlsm.triplets import make_triplets
+from echovlsm.training import loop as training, make_triplets
 frames = read_cohort({cohort!r})
 model = models.load("clipseg", {weights!r})
 def triplets(split):

@@ -10,19 +10,21 @@ begins from random weights and trains in a minute on one core.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlsm import STRUCTURES
 from echovlsm.base import files, paths
+from echovlsm.models.base import normalised
 from echovlsm.models.common import ModelError
+from echovlsm.models.weights import write_network
 
 MODEL_TYPE = "reference-unet"
 CHANNELS: tuple[int, ...] = (16, 32, 64, 64, 128)
@@ -100,9 +102,6 @@ class ReferenceUNet(nn.Module):
             `encoders` is not ``unfrozen`` (there is nothing to freeze), the folder lacks a file, holds
             another kind of model, or its tensors do not fit its config.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if encoders != "unfrozen":
             raise ModelError(f"encoders: {encoders!r} has no meaning for unet, which has none; use unfrozen")
         folder = paths.resolve(weights)
@@ -138,22 +137,14 @@ class ReferenceUNet(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {
+        config = {
             "model_type": MODEL_TYPE,
             "image_size": self.image_size,
             "channels": list(self.channels),
             "residual_units": self.residual_units,
             "structures": list(STRUCTURES.values()),
         }
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        with files.appearing(folder / "model.safetensors") as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
-        with files.appearing(folder / "config.json") as partial:
-            partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_network(folder, self, config)
 
     # -- the vision-language models' interface ------------------------------------------------------
 
@@ -167,10 +158,7 @@ class ReferenceUNet(nn.Module):
 
     def normalise(self, images: Tensor | np.ndarray) -> Tensor:
         """Grey pictures uint8 (B, H, W) or colour uint8 (B, 3, H, W) to float32 (B, 3, H, W), normalised."""
-        values = torch.as_tensor(images).to(next(self.parameters()).device)
-        if values.ndim == 3:
-            values = values[:, None].expand(-1, 3, -1, -1)
-        return (values.float() / 255 - IMAGE_MEAN) / IMAGE_STD
+        return normalised(images, IMAGE_MEAN, IMAGE_STD, next(self.parameters()).device)
 
     def forward(
         self,
@@ -258,3 +246,6 @@ class ReferenceUNet(nn.Module):
             raise ModelError(
                 f"{what}: {height} x {width} pixels; {len(self.channels)} levels need multiples of {step}"
             )
+
+
+Reference = ReferenceUNet
