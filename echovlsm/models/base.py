@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class VisionLanguageModel(nn.Module):
     """A segmentation model with its tokenizer and the normalisation of its images.
 
-    Those that derive from it give `from_pretrained`, `backbone`, `encode_image`, `text_features`, `decode`,
-    `parts` and `save_network`; if they can, `resize` and `adapted` too.
+    Those that derive from it give ``from_pretrained(weights, encoders)`` (a class method), `backbone`,
+    `encode_image`, `text_features` and `decode`. ``save_network(folder)``, which writes the configuration
+    and `model.safetensors`, lets them be saved; `adapted` and `_resize` allow LoRA and other sizes.
 
     Parameters
     ----------
@@ -69,15 +70,6 @@ class VisionLanguageModel(nn.Module):
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
 
     # -- what derived models say --------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(cls, weights: str | Path, encoders: str = "unfrozen") -> Self:
-        """Load from a folder or hub id."""
-        raise NotImplementedError
-
-    def save_network(self, folder: Path) -> None:
-        """Write the configuration and `model.safetensors` into `folder`."""
-        raise NotImplementedError
 
     def parts(self) -> dict[str, nn.Module]:
         """The model's parts by name, ``all`` among them, for a table of parameters."""

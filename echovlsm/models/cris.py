@@ -13,7 +13,7 @@ it to full size by pixel areas; ``enlarging="authors"`` as the code of the study
 aligned corners, before loss and threshold. Aligned corners move what lies at the border by one and a half
 pixels, and a bicubic map overshoots beside an outline, so that one checkpoint gives other masks.
 
-**Batch normalisation.** In training the neck normalises the sentences of all (picture, prompt) pairs over
+**Batch normalisation.** In training the neck normalises the sentences of all (image, prompt) pairs over
 the batch. Where a batch holds one sentence only (level P0, or a single pair) that would hide it from the
 neck, and the running statistics would lag behind an encoder that learns; the running statistics are used and
 kept then, unlike in the original. Frozen encoders stay in eval mode and keep all their running statistics.
@@ -84,17 +84,7 @@ class CRIS(VisionLanguageModel):
         size = image_size or config.image_size
         super().__init__(tokenizer, image_mean, image_std, encoders, size, config.word_len)
         self.config = config
-        self.backbone = CLIP(
-            config.embed_dim,
-            config.image_resolution,
-            config.vision_layers,
-            config.vision_width,
-            config.context_length,
-            config.vocab_size,
-            config.text_width,
-            config.text_heads,
-            config.text_layers,
-        )
+        self.backbone = CLIP(config)
         self.neck = FPN(config.fpn_in, config.fpn_out)
         self.decoder = TransformerDecoder(
             config.decoder_layers, config.vis_dim, config.decoder_heads, config.decoder_ffn, config.dropout

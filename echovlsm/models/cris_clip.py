@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlsm.models.base import map_of_positions, resize_positions
+from echovlsm.models.cris_config import CRISConfig
 
 _POSITIONS = "visual.attnpool.positional_embedding"
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -104,7 +105,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool2d(grid, 32 * width, width // 2, width_out)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (B, 3, H, W) to maps at 1/8, 1/16 and 1/32 of their size."""
+        """Images (B, 3, H, W) to maps at 1/8, 1/16 and 1/32 of their size."""
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = functional.relu(norm(conv(x)))
         eighth = self.layer2(self.layer1(self.avgpool(x)))
@@ -164,39 +165,19 @@ class Transformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both encoders, with CLIP's names: `visual`, `transformer` and what surrounds it.
+    """Both encoders of `config`, with CLIP's names: `visual`, `transformer` and what surrounds it."""
 
-    Parameters
-    ----------
-    embed_dim
-        Length of the sentence vector and channels of the last map.
-    image_resolution
-        Side of the pictures that CLIP was trained with: fixes the grid of the position embedding.
-    vision_layers, vision_width
-        Blocks of the four stages; channels after the stem.
-    context_length, vocab_size, text_width, text_heads, text_layers
-        The text encoder.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        image_resolution: int,
-        vision_layers: tuple[int, ...],
-        vision_width: int,
-        context_length: int,
-        vocab_size: int,
-        text_width: int,
-        text_heads: int,
-        text_layers: int,
-    ) -> None:
+    def __init__(self, config: CRISConfig) -> None:
         super().__init__()
-        self.visual = ModifiedResNet(vision_layers, vision_width, embed_dim, image_resolution // 32)
-        self.transformer = Transformer(text_width, text_layers, text_heads)
-        self.token_embedding = nn.Embedding(vocab_size, text_width)
-        self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
-        self.ln_final = nn.LayerNorm(text_width)
-        self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))
+        width = config.text_width
+        self.visual = ModifiedResNet(
+            config.vision_layers, config.vision_width, config.embed_dim, config.image_resolution // 32
+        )
+        self.transformer = Transformer(width, config.text_layers, config.text_heads)
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.full((), 2.6593))  # log(1 / 0.07); unused in segmentation
         self._initialise()
 

@@ -1,8 +1,7 @@
-"""The text-blind reference: MONAI's U-Net on the same pictures, with the structure as output channel.
+"""The text-blind reference: MONAI's U-Net on the same images, with the structure as output channel.
 
-It takes no words, so that a vision-language model which does no better has gained nothing from its words.
-Its interface is that of the vision-language models as far as `training.fit`, `training.predict` and
-`Triplets` use it: token ids are accepted and ignored.
+It takes no words, so that a vision-language model which does no better has gained nothing from its words. Its
+interface is that of the vision-language models as far as training uses it: token ids are ignored.
 
 The network (Kerfoot et al. 2018; strided convolutions down, transposed ones up, batch norm, PReLU) always
 begins from random weights and trains in a minute on one core.
@@ -30,7 +29,7 @@ MODEL_TYPE = "reference-unet"
 CHANNELS: tuple[int, ...] = (16, 32, 64, 64, 128)
 IMAGE_MEAN: float = 0.2
 IMAGE_STD: float = 0.2
-"""Rounded mean and spread of grey values (0-1) of echocardiograms, whose sector fills half of the picture."""
+"""Rounded mean and spread of grey values (0-1) of echocardiograms, whose sector fills half of the image."""
 
 
 class ReferenceUNet(nn.Module):
@@ -39,10 +38,10 @@ class ReferenceUNet(nn.Module):
     Parameters
     ----------
     image_size
-        Side in pixels of the pictures it is meant for; others work where their sides are multiples of
+        Side in pixels of the images it is meant for; others work where their sides are multiples of
         2 ** (levels - 1), so 16 by default.
     channels
-        Width of each level; each level but the first halves the picture.
+        Width of each level; each level but the first halves the image.
     residual_units
         Convolutions in each of MONAI's residual units; 0 for one plain convolution a level.
 
@@ -58,7 +57,7 @@ class ReferenceUNet(nn.Module):
     def __init__(
         self, image_size: int = 96, channels: Sequence[int] = CHANNELS, residual_units: int = 0
     ) -> None:
-        from monai.networks.nets import UNet
+        from monai.networks.nets import UNet  # slow to import
 
         super().__init__()
         self.image_size, self.channels = int(image_size), tuple(int(width) for width in channels)
@@ -66,7 +65,7 @@ class ReferenceUNet(nn.Module):
         if len(self.channels) < 2:
             raise ModelError(f"channels: {self.channels} are too few; a U-Net needs two levels at least")
         self._check_size(self.image_size, self.image_size, "image_size")
-        # picture and weights with channels last are a fifth faster on a CPU; the numbers stay the same
+        # image and weights with channels last are a fifth faster on a CPU; the numbers stay the same
         self.network = UNet(
             spatial_dims=2,
             in_channels=1,
@@ -157,7 +156,7 @@ class ReferenceUNet(nn.Module):
         return torch.zeros((len(texts), 1), dtype=torch.int64), torch.ones((len(texts), 1), dtype=torch.int64)
 
     def normalise(self, images: Tensor | np.ndarray) -> Tensor:
-        """Grey pictures uint8 (B, H, W) or colour uint8 (B, 3, H, W) to float32 (B, 3, H, W), normalised."""
+        """Grey images uint8 (B, H, W) or colour uint8 (B, 3, H, W) to float32 (B, 3, H, W), normalised."""
         return normalised(images, IMAGE_MEAN, IMAGE_STD, next(self.parameters()).device)
 
     def forward(
@@ -171,7 +170,7 @@ class ReferenceUNet(nn.Module):
         Parameters
         ----------
         pixel_values
-            Normalised pictures, float (B, 3, H, W).
+            Normalised images, float (B, 3, H, W).
         input_ids, attention_mask
             Ignored but for their shape: int64 (B, S, L) with one prompt a structure, in this order.
 
@@ -197,14 +196,14 @@ class ReferenceUNet(nn.Module):
 
     @torch.no_grad()
     def segment(self, images: np.ndarray | Tensor, batch_size: int = 64) -> np.ndarray:
-        """Label pictures.
+        """Label images.
 
         Parameters
         ----------
         images
-            Grey pictures uint8 (N, H, W) of any size; they are brought to `image_size` and back.
+            Grey images uint8 (N, H, W) of any size; they are brought to `image_size` and back.
         batch_size
-            Pictures at a time.
+            Images at a time.
 
         Returns
         -------
@@ -214,7 +213,7 @@ class ReferenceUNet(nn.Module):
         Raises
         ------
         ModelError
-            The pictures are not uint8 (N, H, W).
+            The images are not uint8 (N, H, W).
         """
         pictures = torch.as_tensor(images)
         if pictures.ndim != 3 or pictures.dtype != torch.uint8:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from echovlsm import models
-from echovlsm.training.loop import HISTORY_COLUMNS, Batches, fit, make_loss, predict
-from echovlsm.training.triplets import Triplets, make_triplets
+from echovlsm.training.loop import HISTORY_COLUMNS, fit, make_loss, predict
+from echovlsm.training.triplets import Batches, Triplets, make_triplets
 from tests.conftest import WEIGHTS
 
 
