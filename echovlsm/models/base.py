@@ -75,6 +75,11 @@ class VisionLanguageModel(nn.Module):
         """The model's parts by name, ``all`` among them, for a table of parameters."""
         return {"encoders": self.backbone, "all": self}
 
+    @property
+    def settings(self) -> object:
+        """What decides what the encoders give, besides weights and code: kept features are found by it."""
+        return None
+
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """All that `decode` needs of B images (B, 3, H, W): tensors (B, ...)."""
         raise NotImplementedError

@@ -69,6 +69,11 @@ class CLIPSeg(VisionLanguageModel):
         """Both encoders, with their projections."""
         return self.segmenter.clip
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """Transformers' configuration."""
+        return self.segmenter.config.to_dict()
+
     # -- loading and saving -------------------------------------------------------------------------
 
     @classmethod

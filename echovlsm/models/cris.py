@@ -92,6 +92,11 @@ class CRIS(VisionLanguageModel):
         self.proj = Projector(config.embed_dim, config.vis_dim // 2)
         self._set_trainable()
 
+    @property
+    def settings(self) -> CRISConfig:
+        """The configuration."""
+        return self.config
+
     # -- loading and saving -------------------------------------------------------------------------
 
     @classmethod

@@ -191,5 +191,4 @@ def _weights_key(model: nn.Module) -> tuple[object, ...]:
     """What the encoders' answers depend on besides their inputs: weights, configuration, code."""
     tensors = {**adapters.encoders_of(model).state_dict(), "mean": model.image_mean, "std": model.image_std}
     content = [part for name, value in sorted(tensors.items()) for part in (name, value.cpu().numpy())]
-    config = model.config if hasattr(model, "config") else model.segmenter.config.to_dict()
-    return model.name, repr(config), provenance.code_hash("training"), cache.key_of(*content)
+    return model.name, repr(model.settings), provenance.code_hash("training"), cache.key_of(*content)

@@ -76,7 +76,7 @@ package, weights = Path(sys.argv[1]), Path(sys.argv[2])
 assert Path(sys.modules["echovlsm"].__file__).is_relative_to(package)
 assert MODELS == ("clipseg", "cris", "mymodel"), MODELS
 assert CHOICES["model"] == ("clipseg", "cris", "mymodel", "unet"), CHOICES["model"]
-check_values({"model": "mymodel"}, {"model": "str"})
+check_values({"model": "mymodel"}, {"model": "str"}, "here")
 assert "torch" not in sys.modules
 
 import pandas as pd
