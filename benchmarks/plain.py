@@ -73,7 +73,7 @@ def training_step(
 def cris(model: CRIS, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Logits (N, H, W) of N triplets as the original computes them, stage by stage."""
     maps = _see(model.backbone.visual, pixels)
-    prompt = model.encode_prompt(ids, mask)
+    prompt = model.text_features(ids, mask)
     neck = _neck(model.neck, maps, prompt.state)
     mixed = _mix(model.decoder, neck, prompt.words, prompt.padding).reshape(neck.shape)
     logits = _project(model.proj, mixed, prompt.state)

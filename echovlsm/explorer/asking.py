@@ -101,7 +101,7 @@ class Explorer:
     frames
         Frames table of one cohort.
     nets
-        Name to model; of each, `encode_image`, `encode_prompt` or `encode_text`, and `decode` are used.
+        Name to model; of each, `encode_image`, `text_features` and `decode` are used.
     missing
         What a prompt does where the cohort lacks an attribute: ``omit`` its clause or ``error``.
     remember
@@ -255,9 +255,8 @@ class Explorer:
 
     def _read_text(self, name: str, text: str) -> Any:
         model = self._nets[name]
-        encode = getattr(model, "encode_prompt", None) or model.encode_text
         device = next(model.parameters()).device
-        return encode(*(part.to(device) for part in model.tokenize([text])))
+        return model.text_features(*(part.to(device) for part in model.tokenize([text])))
 
     def _once(self, store: OrderedDict[Any, T], key: Any, make: Callable[[], T]) -> T:
         """What `store` holds under `key`, made if it is not there; the longest unused leaves."""

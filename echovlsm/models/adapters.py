@@ -1,36 +1,21 @@
 """LoRA (Hu et al., ICLR 2022) for the encoders: frozen but for small low-rank additions, through PEFT.
 
-Beyond the paper, which trains the encoders whole or not at all. What is adapted:
-
-- CLIPSeg: the query and value projections of every attention layer of both CLIP encoders that the mask
-  depends on (as in the LoRA paper).
-- CRIS: in the image encoder the convolutions of all residual blocks and the query and value projections of
-  the attention pool; in the text encoder both linear layers of every block. Its text attention is a packed
-  ``nn.MultiheadAttention``: there PEFT adds the adapter to the frozen weight and subtracts it again in each
-  forward pass, so that the frozen weight drifts by rounding. We leave it alone.
-
-What follows the encoders learns as a whole. `merge_lora` adds the adapters to the weights, after which the
-model is an ordinary one for `save_pretrained` and `models.load`.
+Beyond the paper, which trains the encoders whole or not at all. A model's `adapted` says which of its layers
+are adapted; what follows the encoders learns as a whole. `merge_lora` adds the adapters to the weights, after
+which the model is an ordinary one for `save_pretrained` and `models.load`.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from echovlsm.models.common import ModelError, name_of
+from echovlsm.models.common import MODELS, ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_TARGETS: dict[str, str] = {
-    "clipseg": r"(?P<encoder>vision|text)_model\.encoder\.layers\.(?P<layer>\d+)\.self_attn\.[qv]_proj",
-    "cris": r"visual\.(layer\d+\.\d+\.conv[123]|attnpool\.[qv]_proj)"
-    r"|transformer\.resblocks\.\d+\.mlp\.c_(fc|proj)",
-}
 
 
 def add_lora(
@@ -41,7 +26,7 @@ def add_lora(
     Parameters
     ----------
     model
-        CLIPSeg or CRIS, in any encoder mode; afterwards its ``encoders`` is ``lora``.
+        A vision-language model, in any encoder mode; afterwards its ``encoders`` is ``lora``.
     rank
         Rank of each addition B A.
     alpha
@@ -71,7 +56,7 @@ def add_lora(
     if has_lora(model):
         raise ModelError("encoders: the model has adapters already; call merge_lora first")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=_targets(model, encoders), bias="none"
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=model.adapted, bias="none"
     )
     encoders.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -118,21 +103,6 @@ def has_lora(model: nn.Module) -> bool:
     return any(".lora_A." in name for name, _ in model.named_parameters())
 
 
-def set_encoder_mode(model: nn.Module, training: bool) -> None:
-    """Put encoders that are not trained whole into eval mode; adapters' dropout follows `training`.
-
-    For a model's own ``train``: batch normalisation of frozen encoders must keep its running statistics.
-    """
-    encoders = encoders_of(model)
-    if model.encoders == "unfrozen":
-        encoders.train(training)
-        return
-    encoders.eval()
-    for name, module in encoders.named_modules():
-        if ".lora_dropout." in name:
-            module.train(training)
-
-
 def trainable_table(model: nn.Module) -> pd.DataFrame:
     """How many of a model's parameters learn.
 
@@ -163,17 +133,9 @@ def encoders_of(model: nn.Module) -> nn.Module:
     Raises
     ------
     ModelError
-        The model is neither CLIPSeg nor CRIS.
+        The model has none.
     """
-    return model.segmenter.clip if name_of(model, "encoders") == "clipseg" else model.backbone
-
-
-def _targets(model: nn.Module, encoders: nn.Module) -> list[str]:
-    """Names of the layers to adapt, counted from `encoders`."""
-    pattern = re.compile(_TARGETS[model.name])
-    found = {name: match for name, _ in encoders.named_modules() if (match := pattern.fullmatch(name))}
-    if model.name == "clipseg":
-        # layers behind the last one that feeds the decoder never influence the mask
-        last = max(model.segmenter.config.extract_layers)
-        return [n for n, m in found.items() if m["encoder"] == "text" or int(m["layer"]) <= last]
-    return list(found)
+    if not hasattr(model, "backbone"):
+        name = getattr(model, "name", type(model).__name__)
+        raise ModelError(f"encoders: this needs the encoders of {' or '.join(MODELS)}; {name} has none")
+    return model.backbone

@@ -9,11 +9,17 @@ Parameter names are those of the released weights of both.
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from echovlsm.models.base import map_of_positions, resize_positions
+from echovlsm.models.cris_config import CRISConfig
+
+_POSITIONS = "visual.attnpool.positional_embedding"
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 class Bottleneck(nn.Module):
@@ -48,26 +54,6 @@ class Bottleneck(nn.Module):
         return functional.relu(out + self.downsample(x))
 
 
-@lru_cache(maxsize=16)
-def _weights_of_places(grid: int, size: tuple[int, int]) -> Tensor:
-    """What each place of a grid adds to each of `size` places, bicubic: float32 (h w, grid ** 2)."""
-    with torch.inference_mode(False), torch.no_grad():
-        each = torch.eye(grid**2).unflatten(1, (grid, grid))[:, None]
-        return functional.interpolate(each, size=size, mode="bicubic", align_corners=False).flatten(1).T
-
-
-def resize_positions(embedding: Tensor, size: tuple[int, int]) -> Tensor:
-    """CLIP's position embedding (1 + g * g, C), its first row left out, as a map (C, h, w); bicubic."""
-    grid = round((embedding.shape[0] - 1) ** 0.5)
-    places = embedding[1:]
-    if size != (
-        grid,
-        grid,
-    ):  # as a product: PyTorch is slow at interpolating many channels
-        places = _weights_of_places(grid, size).to(places) @ places
-    return places.T.unflatten(1, size)
-
-
 class AttentionPool2d(nn.Module):
     """CRIS's spatial attention pool: attention between all places, plus a residual 1 x 1 convolution.
 
@@ -88,7 +74,7 @@ class AttentionPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, h, w) to (B, width_out, h, w)."""
         size = (x.shape[-2], x.shape[-1])
-        places = resize_positions(self.positional_embedding, size)
+        places = map_of_positions(self.positional_embedding, size)
         tokens = (x + places.to(x.dtype)).flatten(2).transpose(1, 2)
         query, key, value = (
             project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -119,7 +105,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool2d(grid, 32 * width, width // 2, width_out)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (B, 3, H, W) to maps at 1/8, 1/16 and 1/32 of their size."""
+        """Images (B, 3, H, W) to maps at 1/8, 1/16 and 1/32 of their size."""
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = functional.relu(norm(conv(x)))
         eighth = self.layer2(self.layer1(self.avgpool(x)))
@@ -179,39 +165,19 @@ class Transformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both encoders, with CLIP's names: `visual`, `transformer` and what surrounds it.
+    """Both encoders of `config`, with CLIP's names: `visual`, `transformer` and what surrounds it."""
 
-    Parameters
-    ----------
-    embed_dim
-        Length of the sentence vector and channels of the last map.
-    image_resolution
-        Side of the pictures that CLIP was trained with: fixes the grid of the position embedding.
-    vision_layers, vision_width
-        Blocks of the four stages; channels after the stem.
-    context_length, vocab_size, text_width, text_heads, text_layers
-        The text encoder.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        image_resolution: int,
-        vision_layers: tuple[int, ...],
-        vision_width: int,
-        context_length: int,
-        vocab_size: int,
-        text_width: int,
-        text_heads: int,
-        text_layers: int,
-    ) -> None:
+    def __init__(self, config: CRISConfig) -> None:
         super().__init__()
-        self.visual = ModifiedResNet(vision_layers, vision_width, embed_dim, image_resolution // 32)
-        self.transformer = Transformer(text_width, text_layers, text_heads)
-        self.token_embedding = nn.Embedding(vocab_size, text_width)
-        self.positional_embedding = nn.Parameter(torch.empty(context_length, text_width))
-        self.ln_final = nn.LayerNorm(text_width)
-        self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))
+        width = config.text_width
+        self.visual = ModifiedResNet(
+            config.vision_layers, config.vision_width, config.embed_dim, config.image_resolution // 32
+        )
+        self.transformer = Transformer(width, config.text_layers, config.text_heads)
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.full((), 2.6593))  # log(1 / 0.07); unused in segmentation
         self._initialise()
 
@@ -247,3 +213,12 @@ class CLIP(nn.Module):
         words = self.ln_final(self.transformer(words))
         ends = words[torch.arange(len(words), device=words.device), input_ids.argmax(dim=-1)]
         return words, ends @ self.text_projection
+
+
+def fit_clip(tensors: Mapping[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """CLIP's tensors without its settings, the attention pool's positions resized to `grid` x `grid`."""
+    kept = {name: value for name, value in tensors.items() if name not in _NOT_WEIGHTS}
+    positions = kept.get(_POSITIONS)
+    if positions is not None and positions.ndim == 2 and len(positions) != grid**2 + 1:
+        kept[_POSITIONS] = resize_positions(positions.float(), grid)
+    return kept

@@ -22,7 +22,7 @@ class CRISConfig:
     model
         Always ``CRIS``.
     image_resolution
-        Side of the pictures that CLIP was trained with; fixes the grid of its position embedding.
+        Side of the images that CLIP was trained with; fixes the grid of its position embedding.
     vision_layers, vision_width, embed_dim
         CLIP's image encoder; `embed_dim` is also the length of the sentence vector.
     context_length, vocab_size, text_width, text_heads, text_layers
@@ -34,7 +34,7 @@ class CRISConfig:
     vis_dim, decoder_layers, decoder_heads, decoder_ffn, dropout
         The decoder.
     image_size
-        Side in pixels of the pictures that the model is meant for.
+        Side in pixels of the images that the model is meant for.
     padding, padding_token_id
         One of `PADDINGS`; the id counts for ``authors`` only.
     enlarging
@@ -72,45 +72,33 @@ class CRISConfig:
     def __post_init__(self) -> None:
         for name in ("vision_layers", "fpn_in", "fpn_out"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, where JSON was read
-        width, decoder = self.vision_width, self.vis_dim
+        width, decoder, words = self.vision_width, self.vis_dim, self.text_width
         channels = (8 * width, 16 * width, self.embed_dim)
-        rules = [
-            (self.model == "CRIS", f"model: {self.model!r} is not CRIS"),
-            (self.padding in PADDINGS, f"padding: {self.padding!r} is not one of {', '.join(PADDINGS)}"),
-            (
-                self.enlarging in ENLARGINGS,
-                f"enlarging: {self.enlarging!r} is not one of {', '.join(ENLARGINGS)}",
+        enlarged, maps = self.enlarging, self.fpn_out
+        rules = {
+            f"model: {self.model!r} is not CRIS": self.model == "CRIS",
+            f"padding: {self.padding!r} is not one of {', '.join(PADDINGS)}": self.padding in PADDINGS,
+            f"enlarging: {enlarged!r} is not one of {', '.join(ENLARGINGS)}": enlarged in ENLARGINGS,
+            f"vision_layers: {self.vision_layers} are not four stages": len(self.vision_layers) == 4,
+            f"vision_width: {width} is odd": width % 2 == 0,
+            f"fpn_in: {self.fpn_in} is not {channels}, which vision_width and embed_dim ask for": (
+                self.fpn_in == channels
             ),
-            (len(self.vision_layers) == 4, f"vision_layers: {self.vision_layers} are not four stages"),
-            (width % 2 == 0, f"vision_width: {width} is odd"),
-            (
-                self.fpn_in == channels,
-                f"fpn_in: {self.fpn_in} is not {channels}, which vision_width and embed_dim ask for",
+            f"fpn_out: {maps} is not three widths with vis_dim ({decoder}) in the middle": (
+                len(maps) == 3 and maps[1] == decoder
             ),
-            (
-                len(self.fpn_out) == 3 and self.fpn_out[1] == decoder,
-                f"fpn_out: {self.fpn_out} is not three widths with vis_dim ({decoder}) in the middle",
+            f"text_width: {words} is not vis_dim ({decoder}), but places attend to words": words == decoder,
+            f"vis_dim: {decoder} is no multiple of 4": decoder % 4 == 0,
+            f"decoder_heads: {self.decoder_heads} do not divide vis_dim": decoder % self.decoder_heads == 0,
+            f"text_heads: {self.text_heads} do not divide text_width": words % self.text_heads == 0,
+            f"word_len: {self.word_len} is more than context_length ({self.context_length})": (
+                self.word_len <= self.context_length
             ),
-            (
-                self.text_width == decoder,
-                f"text_width: {self.text_width} is not vis_dim ({decoder}), but places attend to words",
+            f"image_resolution: {self.image_resolution} is no multiple of 32": (
+                self.image_resolution % 32 == 0
             ),
-            (decoder % 4 == 0, f"vis_dim: {decoder} is no multiple of 4"),
-            (decoder % self.decoder_heads == 0, f"decoder_heads: {self.decoder_heads} do not divide vis_dim"),
-            (
-                self.text_width % self.text_heads == 0,
-                f"text_heads: {self.text_heads} do not divide text_width",
-            ),
-            (
-                self.word_len <= self.context_length,
-                f"word_len: {self.word_len} is more than context_length ({self.context_length})",
-            ),
-            (
-                self.image_resolution % 32 == 0,
-                f"image_resolution: {self.image_resolution} is no multiple of 32",
-            ),
-            (self.image_size % 32 == 0, f"image_size: {self.image_size} is no multiple of 32"),
-        ]
-        broken = [message for holds, message in rules if not holds]
+            f"image_size: {self.image_size} is no multiple of 32": self.image_size % 32 == 0,
+        }
+        broken = [message for message, holds in rules.items() if not holds]
         if broken:
             raise ModelError(f"CRISConfig: {'; '.join(broken)}")

@@ -1,7 +1,7 @@
 """What CRIS adds to CLIP (Wang et al., CVPR 2022): neck, vision-language decoder, text-to-pixel projector.
 
-Parameter names are those of the released weights. Every part takes N rows, one for each pair of a picture and
-a prompt; the neck also takes fewer pictures than prompts and does once what depends on the picture alone.
+Parameter names are those of the released weights. Every part takes N rows, one for each pair of an image and
+a prompt; the neck also takes fewer images than prompts and does once what depends on the image alone.
 """
 
 from __future__ import annotations
@@ -130,15 +130,15 @@ class FPN(nn.Module):
         self.coordconv = nn.Sequential(CoordConv(neck, neck), conv_block(neck, neck, 3))
 
     def forward(self, maps: Sequence[Tensor], state: Tensor) -> Tensor:
-        """Maps of B pictures and N = B S sentences (N, width), S in a row for a picture: (N, neck, h, w)."""
+        """Maps of B images and N = B S sentences (N, width), S in a row for an image: (N, neck, h, w)."""
         eighth, sixteenth, last = maps
         each = len(state) // len(last)
 
         def rows(x: Tensor) -> Tensor:
             return x.repeat_interleave(each, dim=0) if each > 1 else x
 
-        # A 1 x 1 convolution of joined maps is the sum of one of each: what the picture alone decides is
-        # computed once a picture, and what is enlarged is convolved before.
+        # A 1 x 1 convolution of joined maps is the sum of one of each: what the image alone decides is
+        # computed once an image, and what is enlarged is convolved before.
         f3 = functional.avg_pool2d(self.f3_v_proj(eighth), 2)
         f4 = self.f2_v_proj(sixteenth)
         f5 = self.norm_layer(rows(self.f1_v_proj(last)) * self._project(state)[..., None, None])

@@ -7,29 +7,31 @@ which a fresh CRIS is built. The released CLIPSeg, ``CIDAS/clipseg-rd64-refined`
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from echovlsm.base import files, paths
-from echovlsm.models import common as models
 from echovlsm.models.clipseg import CLIPSeg
 from echovlsm.models.common import ModelError
 from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_config import CRISConfig
-from echovlsm.models.cris_weights import read_tensors
-from echovlsm.models.tokenizer import build_tokenizer
+from echovlsm.models.weights import read_tensors
 
-if TYPE_CHECKING:
-    from transformers import CLIPSegConfig, PreTrainedTokenizerBase
+RELEASED: tuple[str, ...] = ("clipseg", "cris")
+"""Models of which there is a released size."""
 
-    from echovlsm.models.clipseg import CLIPSeg
-    from echovlsm.models.cris import CRIS
-
-CLIPSEG_SIZE, CRIS_SIZE = 352, 416
-"""Sides in pixels of the pictures for which the two were released."""
+CLIPSEG_SIZE = 352
+"""Side in pixels of the images for which CLIPSeg was released."""
 
 ALL_MERGES = 48894
 """Merges of CLIP's own tokenizer, whose vocabulary has 49,408 tokens."""
@@ -43,8 +45,6 @@ def clipseg_config() -> CLIPSegConfig:
 
     ViT-B/16 at 224 pixels, the decoder reduced to 64 dimensions, transposed convolutions in its head.
     """
-    from transformers import CLIPSegConfig
-
     return CLIPSegConfig(
         vision_config={"patch_size": 16, "image_size": 224},
         reduce_dim=64,
@@ -70,10 +70,8 @@ def random_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -
     ModelError
         Another name, or a tokenizer with more tokens than the text encoder has rows.
     """
-    from transformers import CLIPSegForImageSegmentation
-
-    if name not in models.MODELS:
-        raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(models.MODELS)}")
+    if name not in RELEASED:
+        raise ModelError(f"model: {name!r} is not known; choose one of {', '.join(RELEASED)}")
     rows = CRISConfig().vocab_size
     if len(tokenizer) > rows:
         raise ModelError(f"tokenizer: {len(tokenizer)} tokens, but the text encoder has {rows} rows")
@@ -104,7 +102,6 @@ def read_original(
     ModelError
         The file cannot be read safely, or its tensors are neither of the two.
     """
-
     if authors:
         config = replace(config or CRISConfig(), padding="authors", enlarging="authors")
     if any(key.startswith("backbone.") for key in read_tensors(file)):
@@ -112,6 +109,25 @@ def read_original(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CRIS.from_clip(file, config, tokenizer)
+
+
+def build_tokenizer(merges_file: str | Path, merges: int = 4096) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer cut to its first (most frequent) merges.
+
+    Parameters
+    ----------
+    merges_file
+        ``bpe_simple_vocab_16e6.txt.gz`` of OpenAI's CLIP (MIT licence), as open_clip_torch ships it.
+    merges
+        How many of its merges to keep; CLIP itself keeps 48,894.
+    """
+    lines = gzip.decompress(Path(merges_file).read_bytes()).decode().split("\n")
+    pairs = [tuple(line.split()) for line in lines[1 : merges + 1]]
+    alphabet = list(bytes_to_unicode().values())
+    symbols = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in pairs)]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
 
 
 def read_tokenizer(tokenizer: str | Path = TOKENIZER, merges: Path | None = None) -> PreTrainedTokenizerBase:
@@ -122,8 +138,6 @@ def read_tokenizer(tokenizer: str | Path = TOKENIZER, merges: Path | None = None
     ModelError
         The folder, hub id or file is not there.
     """
-    from transformers import CLIPTokenizer
-
     if merges is not None:
         if not merges.is_file():
             raise ModelError(f"--merges: {merges} does not exist; give CLIP's bpe_simple_vocab_16e6.txt.gz")
@@ -149,7 +163,6 @@ def write_folder(model: CLIPSeg | CRIS, folder: str | Path) -> Path:
     ModelError
         Something is there already.
     """
-
     target = paths.resolve(folder)
     if target.exists():
         raise ModelError(f"{target}: is there already; name another folder, or delete it")

@@ -17,11 +17,12 @@ from typing import Any
 
 from echovlsm import SPLITS
 from echovlsm.base import files, paths
+from echovlsm.models import MODELS, REFERENCES
 
 SCALES: tuple[str, ...] = ("smoke", "demo", "full")
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
-    "model": ("clipseg", "cris", "unet"),
+    "model": (*MODELS, *REFERENCES),
     "prompt": tuple(f"P{level}" for level in range(8)),
     "encoders": ("frozen", "unfrozen", "lora"),
     "strategy": ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint"),

@@ -1,7 +1,7 @@
-"""Frozen encoders encode once: what they make of a cohort's pictures and prompts is kept on disk.
+"""Frozen encoders encode once: what they make of a cohort's images and prompts is kept on disk.
 
-Encoders that do not learn give the same for a picture in every epoch, every seed and every run. Entries of
-`echovlsm.base.cache` hold it, found by the encoders' weights, pictures, prompts, size and precision; batches
+Encoders that do not learn give the same for an image in every epoch, every seed and every run. Entries of
+`echovlsm.base.cache` hold it, found by the encoders' weights, images, prompts, size and precision; batches
 of a training read what they need from a memory map.
 """
 
@@ -33,7 +33,7 @@ class Features:
     Parameters
     ----------
     pictures
-        Arrays with one row a picture: what the model's ``encode_image`` gives.
+        Arrays with one row an image: what the model's ``encode_image`` gives.
     prompts
         Arrays with one row a distinct prompt: what its ``text_features`` gives.
     """
@@ -42,7 +42,7 @@ class Features:
         self.pictures, self.prompts = pictures, [torch.from_numpy(np.array(array)) for array in prompts]
 
     def of(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Features of the pictures (B, ...) and of their prompts (B S, ...), on the batch's device."""
+        """Features of the images (B, ...) and of their prompts (B S, ...), on the batch's device."""
         device, index = batch["index"].device, batch["index"].cpu().numpy()
         pictures = tuple(torch.from_numpy(array[index]).to(device) for array in self.pictures)
         text = batch["text"].reshape(-1).cpu()
@@ -50,12 +50,12 @@ class Features:
 
 
 class Read(Features):
-    """Prompts encoded once, pictures when they are asked for: of a model that could learn, and does not now.
+    """Prompts encoded once, images when they are asked for: of a model that could learn, and does not now.
 
     Parameters
     ----------
     model
-        Encodes the pictures.
+        Encodes the images.
     prompts
         As of `Features`.
     """
@@ -92,21 +92,21 @@ def encode(
     autocast: AbstractContextManager | None = None,
     precision: str = "no",
 ) -> Features | None:
-    """Encode all pictures and prompts of `triplets`, or find them encoded.
+    """Encode all images and prompts of `triplets`, or find them encoded.
 
     Parameters
     ----------
     model
         A model of `echovlsm.models`, on its device.
     triplets
-        Pictures and prompts.
+        Images and prompts.
     autocast, precision
         The context in which training computes, and its name.
 
     Returns
     -------
     Features or None
-        None where the encoders learn, pictures are augmented, or the cache has no room: then the model
+        None where the encoders learn, images are augmented, or the cache has no room: then the model
         encodes in each step.
     """
     if getattr(model, "encoders", "") != "frozen" or triplets.augmented:
@@ -189,8 +189,6 @@ def _large(size: int) -> str | None:
 
 def _weights_key(model: nn.Module) -> tuple[object, ...]:
     """What the encoders' answers depend on besides their inputs: weights, configuration, code."""
-
     tensors = {**adapters.encoders_of(model).state_dict(), "mean": model.image_mean, "std": model.image_std}
     content = [part for name, value in sorted(tensors.items()) for part in (name, value.cpu().numpy())]
-    config = model.config if hasattr(model, "config") else model.segmenter.config.to_dict()
-    return model.name, repr(config), provenance.code_hash("training"), cache.key_of(*content)
+    return model.name, repr(model.settings), provenance.code_hash("training"), cache.key_of(*content)

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from echovlsm.base import files, provenance
 from echovlsm.training.checkpoints import Checkpoints
 from echovlsm.training.features import Features, encode, encode_prompts
-from echovlsm.training.triplets import Triplets, whole_batch
+from echovlsm.training.triplets import Batches, Triplets, whole_batch
 
-HISTORY_COLUMNS: tuple[str, ...] = (
-    *("epoch", "step", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds"),
-)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
+HISTORY_COLUMNS = ("epoch", "step", "train_loss", "val_loss", "val_dice", "learning_rate", "seconds")
 
 SCHEDULES: tuple[str, ...] = ("plateau", "cosine")
 """How the learning rate falls; see `fit`."""
@@ -35,56 +37,10 @@ KEPT: tuple[str, ...] = ("last", "best")
 """Whose weights a training leaves; see `fit`."""
 
 CACHED_PIXELS = 350_000
-"""Pixels of all pictures that `predict` takes at a time on a processor."""
+"""Pixels of all images that `predict` takes at a time on a processor."""
 
 WARM_UP = 0.03
 """Share of the steps in which the rate of a cosine schedule rises."""
-
-
-class Batches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in a random order that depends on the seed alone, round by round.
-
-    A round is an epoch, whose last batch may be smaller; or so many whole batches of one endless row of
-    epochs, so that a step learns from as many images whatever their number. A resumed round repeats itself.
-
-    Parameters
-    ----------
-    length
-        Number of images.
-    batch_size
-        Images a batch.
-    seed
-        Of the order.
-    steps
-        Batches a round; 0: a round is an epoch.
-    """
-
-    # Accelerate asks for these two
-    drop_last = False
-
-    def __init__(self, length: int, batch_size: int, seed: int, steps: int = 0) -> None:
-        self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
-        self.start_round(1)
-
-    def start_round(self, number: int) -> None:
-        """Choose the round, from 1 (not named `set_epoch`: Accelerate would call it with its own count)."""
-        self.number = number
-
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        return torch.randperm(self.length, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        images = self.steps * self.batch_size or self.length
-        places = range((self.number - 1) * images, self.number * images)
-        orders = {epoch: self._order(epoch + 1) for epoch in {place // self.length for place in places}}
-        row = [
-            (place // self.length + 1, orders[place // self.length][place % self.length]) for place in places
-        ]
-        return iter([row[start : start + self.batch_size] for start in range(0, images, self.batch_size)])
-
-    def __len__(self) -> int:
-        return self.steps or math.ceil(self.length / self.batch_size)
 
 
 def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
@@ -238,12 +194,17 @@ def fit(
     model, optimiser, training, checking = accelerator.prepare(model, optimiser, training, checking)
     loss = make_loss(dice_weight, ce_weight)
 
-    # By epoch the same: what frozen encoders make of a picture is computed once, before the first.
+    # By epoch the same: what frozen encoders make of an image is computed once, before the first.
     learned, checked = (
         encode(bare, part, accelerator.autocast(), mixed_precision) for part in (triplets, validation)
     )
-    state = _Checkpoint(folder, accelerator)
-    history, mark, stale = state.load(plateau)
+    states, best_weights = Checkpoints(folder, accelerator), folder / "best.safetensors"
+    history, mark, stale = [], -1.0, 0
+    if found := states.saved():
+        saved, at = found
+        accelerator.load_state(at)
+        plateau.load_state_dict(saved["plateau"])
+        history, mark, stale = saved["history"], saved["mark"], saved["stale"]
     best = max((row["val_dice"] for row in history), default=-1.0)
     bar = tqdm(
         total=rounds,
@@ -274,16 +235,20 @@ def fit(
         history.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
         if keep == "best" and val_dice > best:
             best = val_dice
-            state.save_best(bare)
+            if accelerator.is_main_process:
+                tensors = {key: value.contiguous().cpu() for key, value in bare.state_dict().items()}
+                with files.appearing(best_weights) as partial:
+                    save_file(tensors, partial)
         # stopping asks for more than a rounding above the last mark
         mark, stale = (val_dice, 0) if val_dice > mark + min_delta else (mark, stale + 1)
-        state.save(history, mark, stale, plateau)
+        kept = {"history": history, "mark": mark, "stale": stale, "plateau": plateau.state_dict()}
+        states.save(kept, number)
         bar.update()
         bar.set_postfix(loss=f"{train_loss:.3f}", val_dice=f"{val_dice:.3f}", refresh=False)
     bar.close()
-    if keep == "best":
-        state.load_best(bare)
-    state.states.end()
+    if keep == "best" and best_weights.is_file():
+        bare.load_state_dict(load_file(best_weights))
+    states.end()
     accelerator.free_memory()
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
 
@@ -304,17 +269,18 @@ def _logits(model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], feature
 
 
 def _train_epoch(
-    accelerator,
-    model,
-    bare,
-    batches,
-    optimiser,
-    loss,
-    gradient_clip,
-    bar,
+    accelerator: Accelerator,
+    model: nn.Module,
+    bare: nn.Module,
+    batches: DataLoader,
+    optimiser: torch.optim.Optimizer,
+    loss: nn.Module,
+    gradient_clip: float,
+    bar: tqdm,
     rates: list[float] | None,
-    features,
+    features: Features | None,
 ) -> float:
+    """One round of steps, at `rates` where the schedule is a cosine: the mean loss."""
     model.train()
     total, count = 0.0, 0
     for number, batch in enumerate(batches, start=1):
@@ -327,11 +293,11 @@ def _train_epoch(
         if accelerator.sync_gradients:
             accelerator.clip_grad_norm_(bare.parameters(), gradient_clip)
         optimiser.step()
-        pictures = len(batch["index"])
-        total, count = total + float(value.detach()) * pictures, count + pictures
+        images = len(batch["index"])
+        total, count = total + float(value.detach()) * images, count + images
         bar.set_postfix(batch=f"{number}/{len(batches)}", refresh=False)
         bar.update(0)
-    if not total == total or total in (float("inf"), float("-inf")):
+    if not math.isfinite(total):
         raise FloatingPointError(
             "training: the loss is not finite; lower learning_rate or set mixed_precision to no"
         )
@@ -340,7 +306,15 @@ def _train_epoch(
 
 
 @torch.inference_mode()
-def _check_epoch(accelerator, model, bare, batches, loss, features) -> tuple[float, float]:
+def _check_epoch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    bare: nn.Module,
+    batches: DataLoader,
+    loss: nn.Module,
+    features: Features | None,
+) -> tuple[float, float]:
+    """Mean loss and mean Dice of a look."""
     from monai.metrics import compute_dice
 
     model.eval()
@@ -362,11 +336,24 @@ def predict(
     progress: bool = False,
     rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Logits float32 (N, S, H, W) at model size for every picture and structure, on the CPU, in order.
+    """What a model answers.
 
-    `rows` picks some of the pictures, by place.
-    At most `batch_size` pictures at a time; fewer on a processor where they are large, as maps that leave its
-    caches cost time.
+    Parameters
+    ----------
+    model, triplets
+        Model and images with their prompts.
+    batch_size
+        Images at a time, at most; fewer on a processor where they are large, as maps that leave its caches
+        cost time.
+    progress
+        Whether to show a bar.
+    rows
+        Some of the images, by place; all by default.
+
+    Returns
+    -------
+    Tensor
+        Logits float32 (N, S, H, W) at model size, one channel a structure, on the CPU, in order.
     """
     from accelerate import Accelerator
 
@@ -383,43 +370,3 @@ def predict(
             inputs = {name: values.to(device) for name, values in batch.items() if name != "masks"}
             parts.append(_logits(model, model, inputs, features).float().cpu())
     return torch.cat(parts)  # outside, so that it is a tensor like any other
-
-
-class _Checkpoint:
-    """The state of a run on disk. Each piece appears by a rename, so none is ever half-written."""
-
-    def __init__(self, folder: Path, accelerator) -> None:
-        self.folder, self.accelerator = folder, accelerator
-        self.states = Checkpoints(folder, accelerator)
-        self.best = folder / "best.safetensors"
-
-    def load(self, plateau) -> tuple[list[dict], float, int]:
-        """Restore model, optimiser, random numbers and plateau; return history, mark and stale count."""
-        found = self.states.saved()
-        if found is None:
-            return [], -1.0, 0
-        saved, folder = found
-        self.accelerator.load_state(folder)
-        plateau.load_state_dict(saved["plateau"])
-        return saved["history"], saved["mark"], saved["stale"]
-
-    def save(self, history: list[dict], mark: float, stale: int, plateau) -> None:
-        """Write the state after an epoch, then drop the state before it."""
-        state = {"history": history, "mark": mark, "stale": stale, "plateau": plateau.state_dict()}
-        self.states.save(state, len(history))
-
-    def save_best(self, model: nn.Module) -> None:
-        """Keep the weights of the best epoch so far."""
-        from safetensors.torch import save_file
-
-        if self.accelerator.is_main_process:
-            tensors = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-            with files.appearing(self.best) as partial:
-                save_file(tensors, partial)
-
-    def load_best(self, model: nn.Module) -> None:
-        """Put the weights of the best epoch into the model."""
-        from safetensors.torch import load_file
-
-        if self.best.is_file():
-            model.load_state_dict(load_file(self.best))

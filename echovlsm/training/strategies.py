@@ -1,9 +1,9 @@
-"""The study's strategies: which pictures a model learns from, and which weights it starts from.
+"""The study's strategies: which images a model learns from, and which weights it starts from.
 
 - `zeroshot`: no training.
-- `synthetic`: synthetic pictures only.
-- `real`: pictures of the target cohort only.
-- `synth-PT:real-FT`: a `synthetic` run goes on with pictures of the target cohort.
+- `synthetic`: synthetic images only.
+- `real`: images of the target cohort only.
+- `synth-PT:real-FT`: a `synthetic` run goes on with images of the target cohort.
 - `joint` (ours; the paper's section 5 proposes it): both at once, with the source named in the prompt.
 
 The target is the cohort on which models are scored. It is called real as in the paper, whatever its kind: at
@@ -22,27 +22,24 @@ import pandas as pd
 from echovlsm import models
 from echovlsm.base import paths
 from echovlsm.cohort import cohort_hash, read_cohort
-from echovlsm.models import ReferenceUNet
 from echovlsm.prompts import prompts_for
 from echovlsm.training.triplets import Triplets, hold_out, make_triplets
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from echovlsm.training.triplets import Triplets
-
 STRATEGIES: tuple[str, ...] = ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint")
 """The paper's four, and ours."""
 
 SOURCE_WORDS: dict[str, str] = {"real": "Real picture.", "synthetic": "Synthetic picture."}
-"""What a joint prompt says of a picture's source, after the paper's own words."""
+"""What a joint prompt says of an image's source, after the paper's own words."""
 
 
 class StrategyError(ValueError):
     """A strategy that cannot be carried out with the given level, cohorts or weights."""
 
 
-# -- pictures -------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------
 
 
 def limit_patients(frames: pd.DataFrame, limits: Mapping[str, int], seed: int) -> pd.DataFrame:
@@ -86,7 +83,6 @@ def read_target(parameters: Mapping[str, Any]) -> pd.DataFrame:
 
 def divide_target(frames: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
     """The frames of a whole target cohort, as `read_target` divides and limits them."""
-
     frames = hold_out(frames, parameters["holdout"], parameters["holdout_seed"])
     limits = {"train": parameters["train_patients"], "val": parameters["val_patients"]}
     return limit_patients(frames, limits, parameters["seed"])
@@ -115,7 +111,7 @@ def needs_synthetic(strategy: str) -> bool:
 
 
 def has_no_quality(frames: pd.DataFrame) -> bool:
-    """Whether a cohort is synthetic: its pictures have no quality, so that its highest level is P6."""
+    """Whether a cohort is synthetic: its images have no quality, so that its highest level is P6."""
     return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
 
 
@@ -125,7 +121,7 @@ def synthetic_level(level: str, sources: Sequence[pd.DataFrame]) -> str:
 
 
 def data_hashes(strategy: str, target: pd.DataFrame, sources: Sequence[pd.DataFrame]) -> dict[str, str]:
-    """Hashes of the pictures that a strategy's training reads, for `run.yaml`."""
+    """Hashes of the images that a strategy's training reads, for `run.yaml`."""
     found = {} if strategy == "synthetic" else {"data_hash": cohort_hash(target)}
     if sources:
         found["synthetic_hash"] = "+".join(cohort_hash(frames) for frames in sources)
@@ -158,18 +154,17 @@ def strategy_triplets(
     target, sources
         Frames tables (`read_target`, `read_synthetic`).
     level
-        Prompt level; synthetic pictures have P6 where target pictures have P7.
+        Prompt level; synthetic images have P6 where target images have P7.
     model
-        Gives tokenizer and picture size.
+        Gives tokenizer and image size.
     options
         Of `triplets.make_triplets`: `variant, missing, seed, augment, progress`.
 
     Raises
     ------
     StrategyError
-        An unknown strategy, or level P7 of synthetic pictures only.
+        An unknown strategy, or level P7 of synthetic images only.
     """
-
     if strategy not in STRATEGIES:
         raise StrategyError(f"strategy: {strategy!r} is not known; choose one of {', '.join(STRATEGIES)}")
     if strategy == "synthetic" and synthetic_level(level, sources) != level:
@@ -207,7 +202,6 @@ def combine(
     level, model, missing, options
         As for `strategy_triplets`.
     """
-
     tables, prompts = [], []
     for number, (frames, word) in enumerate(parts):
         own = "P6" if level == "P7" and has_no_quality(frames) else level
@@ -233,14 +227,8 @@ def combine(
 def starting_model(
     name: str, weights: str | Path, encoders: str, image_size: int = 0, seed: int = 0
 ) -> nn.Module:
-    """The model that a run starts from: a vision-language model, or the text-blind reference (``unet``).
-
-    The reference has no pretrained weights: with `weights` empty it starts from random ones, made of `seed`.
-    """
-
-    if name == "unet" and not str(weights):
-        return ReferenceUNet.fresh(image_size or 96, seed=seed)
-    return models.load(name, weights, encoders, image_size=image_size)
+    """The model that a run starts from: as of `models.load`."""
+    return models.load(name, weights, encoders, image_size, seed)
 
 
 def fit_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:

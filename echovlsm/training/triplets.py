@@ -1,18 +1,20 @@
-"""Triplets: a picture, the words that name a structure, and the structure's mask.
+"""Triplets: an image, the words that name a structure, and the structure's mask; and the order they come in.
 
-One item is one picture with all of its structures, because the structures share the picture's encoding.
-Pictures and label maps are resized once and kept in memory as 8-bit arrays.
+One item is one image with all of its structures, because the structures share the image's encoding. Images
+and label maps are resized once and kept in memory as 8-bit arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from echovlsm import STRUCTURES
@@ -25,7 +27,7 @@ Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
 
 class Triplets(Dataset):
-    """Pictures of a frames table with the prompts and masks of their structures.
+    """Images of a frames table with the prompts and masks of their structures.
 
     Parameters
     ----------
@@ -36,12 +38,12 @@ class Triplets(Dataset):
     tokenize
         The model's ``tokenize``.
     image_size
-        Side in pixels to which pictures (area-averaged bilinear) and labels (nearest) are resized.
+        Side in pixels to which images (area-averaged bilinear) and labels (nearest) are resized.
     variant
-        Template variant to use, or ``random``: one of them, drawn anew for each picture, structure and epoch
+        Template variant to use, or ``random``: one of them, drawn anew for each image, structure and epoch
         as in the paper.
     seed
-        Seed of that draw and of the augmentation; the draw depends on (seed, epoch, picture) alone, so a
+        Seed of that draw and of the augmentation; the draw depends on (seed, epoch, image) alone, so a
         resumed run sees what an uninterrupted one would have seen.
     augment
         Random affine and contrast changes of the training images. The paper trained without.
@@ -51,7 +53,7 @@ class Triplets(Dataset):
     Raises
     ------
     ValueError
-        No pictures, several prompt levels, a structure without a prompt, or an unknown variant.
+        No images, several prompt levels, a structure without a prompt, or an unknown variant.
     """
 
     def __init__(
@@ -115,15 +117,11 @@ class Triplets(Dataset):
 
         key = _files_key(self.frames)
         found = make() if key is None else cache.arrays("pictures", cache.key_of(key, size, "1"), make)
-        # copied: a memory map is read-only, and pictures are small
+        # copied: a memory map is read-only, and images are small
         self.images, self.labels = (torch.from_numpy(np.array(found[n])) for n in ("images", "labels"))
 
-    def start_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose prompts and augmentation are drawn where an index names none."""
-        self.epoch = epoch
-
     def texts_of(self, index: int) -> list[str]:
-        """The prompts that image `index` gets in the current epoch, one a structure."""
+        """The prompts that image `index` gets in the epoch `epoch`, one a structure."""
         return [str(self.texts[text]) for text in self._draw(self.epoch, index)[0]]
 
     def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.random.Generator]:
@@ -162,13 +160,59 @@ class Triplets(Dataset):
         }
 
 
+class Batches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in a random order that depends on the seed alone, round by round.
+
+    A round is an epoch, whose last batch may be smaller; or so many whole batches of one endless row of
+    epochs, so that a step learns from as many images whatever their number. A resumed round repeats itself.
+
+    Parameters
+    ----------
+    length
+        Number of images.
+    batch_size
+        Images a batch.
+    seed
+        Of the order.
+    steps
+        Batches a round; 0: a round is an epoch.
+    """
+
+    # Accelerate asks for these two
+    drop_last = False
+
+    def __init__(self, length: int, batch_size: int, seed: int, steps: int = 0) -> None:
+        self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
+        self.start_round(1)
+
+    def start_round(self, number: int) -> None:
+        """Choose the round, from 1 (not named `set_epoch`: Accelerate would call it with its own count)."""
+        self.number = number
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        images = self.steps * self.batch_size or self.length
+        places = range((self.number - 1) * images, self.number * images)
+        orders = {epoch: self._order(epoch + 1) for epoch in {place // self.length for place in places}}
+        row = [
+            (place // self.length + 1, orders[place // self.length][place % self.length]) for place in places
+        ]
+        return iter([row[start : start + self.batch_size] for start in range(0, images, self.batch_size)])
+
+    def __len__(self) -> int:
+        return self.steps or math.ceil(self.length / self.batch_size)
+
+
 def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """For a `DataLoader`: `Triplets` gives whole batches, there is nothing to collate."""
     return batch
 
 
 def _files_key(frames: pd.DataFrame) -> str | None:
-    """Hash of the files of pictures and masks; None where other files have a part in them."""
+    """Hash of the files of images and masks; None where other files have a part in them."""
     paths = [*frames["image"], *frames["labels"]]
     if any(pd.isna(path) or not str(path).endswith((".nii.gz", ".nii")) for path in paths):
         return None
@@ -176,37 +220,29 @@ def _files_key(frames: pd.DataFrame) -> str | None:
 
 
 def make_triplets(
-    frames: pd.DataFrame,
-    level: str,
-    model: object,
-    *,
-    variant: str | int = "random",
-    missing: str = "error",
-    seed: int = 0,
-    augment: bool = False,
-    progress: bool = False,
+    frames: pd.DataFrame, level: str, model: object, *, missing: str = "error", **options: Any
 ) -> Triplets:
-    """Triplets of `frames` with prompts of one level, prepared for `model` (its tokenizer and input size).
+    """Triplets of `frames` with prompts of one level, prepared for a model.
 
     Shapes are read off the masks where the level names them.
+
+    Parameters
+    ----------
+    frames, level, missing
+        As for `echovlsm.prompts.prompts_for`.
+    model
+        Gives tokenizer and input size.
+    options
+        Of `Triplets`: `variant, seed, augment, progress`.
     """
     prompts = prompts_for(frames, level, missing)
-    return Triplets(
-        frames,
-        prompts,
-        model.tokenize,
-        model.image_size,
-        variant=variant,
-        seed=seed,
-        augment=augment,
-        progress=progress,
-    )
+    return Triplets(frames, prompts, model.tokenize, model.image_size, **options)
 
 
 def hold_out(frames: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """Frames whose validation split is a random `share` of the training patients; unchanged for 0.
 
-    The cohort's own validation pictures get the split ``unused`` so that they can be scored untouched.
+    The cohort's own validation images get the split ``unused`` so that they can be scored untouched.
     """
     if share == 0:
         return frames

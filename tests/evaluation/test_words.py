@@ -22,7 +22,7 @@ from echovlsm.evaluation.words import (
     word_effects,
 )
 from echovlsm.models.common import ModelError
-from echovlsm.models.reference import ReferenceUNet
+from echovlsm.models.unet import ReferenceUNet
 from echovlsm.prompts.shapes import name_shapes
 from echovlsm.prompts.templates import PromptError, make_prompts, parse_prompt
 from echovlsm.prompts.vqa import SHAPES

@@ -16,11 +16,10 @@ from echovlsm.models.adapters import (
     encoders_of,
     has_lora,
     merge_lora,
-    set_encoder_mode,
     trainable_table,
 )
 from echovlsm.models.common import ModelError
-from echovlsm.models.reference import ReferenceUNet
+from echovlsm.models.unet import ReferenceUNet
 from echovlsm.training.loop import fit, predict
 from echovlsm.training.triplets import make_triplets
 from tests.conftest import WEIGHTS
@@ -184,9 +183,30 @@ def test_dropout_of_adapters_follows_the_mode(kind: str) -> None:
     dropouts = [m for name, m in encoders_of(model).named_modules() if name.endswith("lora_dropout.default")]
     assert dropouts
     for mode in (True, False):
-        set_encoder_mode(model, mode)
+        model.train(mode)
         assert all(module.training is mode for module in dropouts)
         assert not encoders_of(model).training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_of_adapters_changes_what_encoders_give_in_training_only(kind: str) -> None:
+    model = add_lora(_make(kind), dropout=0.5)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".lora_B." in name:  # zero at first, so that nothing of A is seen
+                value.fill_(0.1)
+    pictures, tokens, mask = _inputs(model)
+
+    def sentences(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model.encode_text(tokens[0], mask[0]).detach()
+
+    model.train()
+    assert not torch.allclose(sentences(1), sentences(2), atol=1e-4)
+    assert torch.equal(sentences(1), sentences(1))
+    model.eval()
+    assert torch.equal(sentences(1), sentences(2))
+    assert torch.equal(*(model.encode_image(pictures)[-1] for _ in range(2)))
 
 
 def test_fit_trains_adapters_and_its_best_weights_can_be_merged(

@@ -82,7 +82,7 @@ def stages(golden) -> dict[str, torch.Tensor]:
     model.load_state_dict(weights)
     with torch.no_grad():
         maps = model.encode_image(vectors["image"])
-        prompt = model.encode_prompt(vectors["input_ids"], (vectors["input_ids"] != 0).long())
+        prompt = model.text_features(vectors["input_ids"], (vectors["input_ids"] != 0).long())
         neck = model.neck(maps, prompt.state)
         decoder = model.decoder(neck, prompt.words, prompt.padding)
         logits = model.proj(decoder.view_as(neck), prompt.state)

@@ -66,7 +66,7 @@ def build_tokenizer_of_weights():
 
 def test_pretraining_resumes_where_it_was_killed(tmp_path) -> None:
     """Stop after the checkpoint of step 2 of 4, go on, and end with the weights of an uninterrupted run."""
-    import echovlsm.pretraining as module
+    import data.weights.make.models as module
 
     tokenizer = build_tokenizer_of_weights()
     options = {"steps": 4, "batch": 2, "rate": 1e-3, "seed": 0, "every": 1, "save_every": 2}

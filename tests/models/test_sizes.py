@@ -9,8 +9,6 @@ import torch
 
 from echovlsm import models
 from echovlsm.models.common import ENCODERS, ModelError
-from echovlsm.models.reference import ReferenceUNet
-from echovlsm.models.sizes import resize_input
 from tests.conftest import ROOT, WEIGHTS
 
 PLACES = {"clipseg": WEIGHTS, "cris": ROOT / "data" / "weights" / "cris-tiny"}
@@ -67,7 +65,7 @@ def test_new_positions_learn_if_the_encoders_do(name: str, encoders: str) -> Non
 def test_its_own_size_changes_nothing(name: str) -> None:
     model = models.load(name, PLACES[name])
     before = model.get_parameter(POSITIONS[name])
-    assert resize_input(model, model.image_size).get_parameter(POSITIONS[name]) is before
+    assert model.resize(model.image_size).get_parameter(POSITIONS[name]) is before
 
 
 @pytest.mark.parametrize(
@@ -76,8 +74,3 @@ def test_its_own_size_changes_nothing(name: str) -> None:
 def test_a_side_that_does_not_fit_is_refused(name: str, side: int, why: str) -> None:
     with pytest.raises(ModelError, match=f"image_size: {side}.*multiples of {why}"):
         models.load(name, PLACES[name], image_size=side)
-
-
-def test_a_model_without_positions_is_refused() -> None:
-    with pytest.raises(ModelError, match="image_size"):
-        resize_input(ReferenceUNet.fresh(64, seed=0), 96)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from echovlsm import models
-from echovlsm.training.loop import HISTORY_COLUMNS, Batches, fit, make_loss, predict
-from echovlsm.training.triplets import Triplets, make_triplets
+from echovlsm.training.loop import HISTORY_COLUMNS, fit, make_loss, predict
+from echovlsm.training.triplets import Batches, Triplets, make_triplets
 from tests.conftest import WEIGHTS
 
 
@@ -117,9 +117,9 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from echovlsm import models, training
+from echovlsm import models
 from echovlsm.cohort import read_cohort
-from echovlsm.training import make_triplets
+from echovlsm.training import loop as training, make_triplets
 frames = read_cohort({cohort!r})
 model = models.load("clipseg", {weights!r})
 def triplets(split):

@@ -50,7 +50,7 @@ def test_prompts_with_metadata_are_those_of_their_own_picture(phantom_frames: pd
 def test_random_variants_depend_on_seed_and_epoch_alone(phantom_frames: pd.DataFrame) -> None:
     def drawn(seed: int, epoch: int) -> list[list[str]]:
         triplets = make(phantom_frames, seed=seed)
-        triplets.start_epoch(epoch)
+        triplets.epoch = epoch
         return [triplets.texts_of(index) for index in range(len(triplets))]
 
     assert drawn(1, 2) == drawn(1, 2)
@@ -75,11 +75,11 @@ def test_pictures_are_averaged_when_shrunk() -> None:
 
 def test_augmentation_moves_picture_and_masks_together(phantom_frames: pd.DataFrame) -> None:
     plain, moved = make(phantom_frames), make(phantom_frames, augment=True)
-    moved.start_epoch(1)
+    moved.epoch = 1
     first, again = moved[0], moved[0]
     assert torch.equal(first["image"], again["image"])
     assert not torch.equal(first["masks"], plain[0]["masks"])
-    moved.start_epoch(2)
+    moved.epoch = 2
     assert not torch.equal(first["image"], moved[0]["image"])
     inside, outside = [], []
     for index in range(
@@ -161,7 +161,7 @@ def test_an_augmented_batch_is_made_of_plain_tensors_that_do_not_depend_on_the_b
     triplets = make(phantom_frames, augment=True)
     together = triplets.__getitems__([(2, 0), (1, 3), (2, 5)])
     assert {type(values) for values in together.values()} == {torch.Tensor}
-    triplets.start_epoch(2)
+    triplets.epoch = 2
     for place, index in ((0, 0), (2, 5)):
         for name, values in triplets[index].items():
             assert torch.equal(values, together[name][place]), name

@@ -826,7 +826,7 @@ def a_cris_configuration_of_wrong_types(place: Place) -> Callable[[], object]:
 
 
 def unet(place: Place) -> Path:
-    from echovlsm.models.reference import ReferenceUNet
+    from echovlsm.models.unet import ReferenceUNet
 
     ReferenceUNet.fresh(32, channels=(4, 8)).save_pretrained(place.path / "unet")
     return place.path / "unet"

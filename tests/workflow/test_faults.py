@@ -83,7 +83,7 @@ def test_a_half_written_record_does_not_count(tmp_path: Path) -> None:
 
 
 def _weights(folder: Path) -> None:
-    from echovlsm.models.reference import ReferenceUNet
+    from echovlsm.models.unet import ReferenceUNet
 
     RunFolder(folder).save_weights(ReferenceUNet.fresh(32))
 

@@ -140,7 +140,7 @@ def clipseg_safetensors(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def reference_safetensors(folder: Path, write: Callable[[Path], None]) -> None:
-    from echovlsm.models.reference import ReferenceUNet
+    from echovlsm.models.unet import ReferenceUNet
 
     ReferenceUNet.fresh(32, channels=(4, 8)).save_pretrained(folder / "unet")
     write(folder / "unet" / "model.safetensors")

@@ -28,7 +28,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 
 from data.weights.make.scenes import HEART_WORDS, draw_scene
 from echovlsm.base import files
-from echovlsm.models import CRIS, CLIPSeg, CRISConfig, build_tokenizer
+from echovlsm.models import CRIS, CLIPSeg, CRISConfig, full_weights
 
 TINY: dict[str, object] = {
     "text_config": {
@@ -392,7 +392,7 @@ def main() -> None:
     arguments.out = arguments.out or Path(f"runs/pretraining/{arguments.model}-tiny")
     torch.set_num_threads(arguments.threads)
     if arguments.merges:
-        tokenizer = build_tokenizer(arguments.merges)
+        tokenizer = full_weights.build_tokenizer(arguments.merges)
     else:
         tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer)
     model = BUILDERS[arguments.model](tokenizer, arguments.seed)

@@ -1,8 +1,7 @@
-"""The text-blind reference: MONAI's U-Net on the same pictures, with the structure as output channel.
+"""The text-blind reference: MONAI's U-Net on the same images, with the structure as output channel.
 
-It takes no words, so that a vision-language model which does no better has gained nothing from its words.
-Its interface is that of the vision-language models as far as `training.fit`, `training.predict` and
-`Triplets` use it: token ids are accepted and ignored.
+It takes no words, so that a vision-language model which does no better has gained nothing from its words. Its
+interface is that of the vision-language models as far as training uses it: token ids are ignored.
 
 The network (Kerfoot et al. 2018; strided convolutions down, transposed ones up, batch norm, PReLU) always
 begins from random weights and trains in a minute on one core.
@@ -10,25 +9,27 @@ begins from random weights and trains in a minute on one core.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlsm import STRUCTURES
 from echovlsm.base import files, paths
+from echovlsm.models.base import normalised
 from echovlsm.models.common import ModelError
+from echovlsm.models.weights import write_network
 
 MODEL_TYPE = "reference-unet"
 CHANNELS: tuple[int, ...] = (16, 32, 64, 64, 128)
 IMAGE_MEAN: float = 0.2
 IMAGE_STD: float = 0.2
-"""Rounded mean and spread of grey values (0-1) of echocardiograms, whose sector fills half of the picture."""
+"""Rounded mean and spread of grey values (0-1) of echocardiograms, whose sector fills half of the image."""
 
 
 class ReferenceUNet(nn.Module):
@@ -37,10 +38,10 @@ class ReferenceUNet(nn.Module):
     Parameters
     ----------
     image_size
-        Side in pixels of the pictures it is meant for; others work where their sides are multiples of
+        Side in pixels of the images it is meant for; others work where their sides are multiples of
         2 ** (levels - 1), so 16 by default.
     channels
-        Width of each level; each level but the first halves the picture.
+        Width of each level; each level but the first halves the image.
     residual_units
         Convolutions in each of MONAI's residual units; 0 for one plain convolution a level.
 
@@ -56,7 +57,7 @@ class ReferenceUNet(nn.Module):
     def __init__(
         self, image_size: int = 96, channels: Sequence[int] = CHANNELS, residual_units: int = 0
     ) -> None:
-        from monai.networks.nets import UNet
+        from monai.networks.nets import UNet  # slow to import
 
         super().__init__()
         self.image_size, self.channels = int(image_size), tuple(int(width) for width in channels)
@@ -64,7 +65,7 @@ class ReferenceUNet(nn.Module):
         if len(self.channels) < 2:
             raise ModelError(f"channels: {self.channels} are too few; a U-Net needs two levels at least")
         self._check_size(self.image_size, self.image_size, "image_size")
-        # picture and weights with channels last are a fifth faster on a CPU; the numbers stay the same
+        # image and weights with channels last are a fifth faster on a CPU; the numbers stay the same
         self.network = UNet(
             spatial_dims=2,
             in_channels=1,
@@ -100,9 +101,6 @@ class ReferenceUNet(nn.Module):
             `encoders` is not ``unfrozen`` (there is nothing to freeze), the folder lacks a file, holds
             another kind of model, or its tensors do not fit its config.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if encoders != "unfrozen":
             raise ModelError(f"encoders: {encoders!r} has no meaning for unet, which has none; use unfrozen")
         folder = paths.resolve(weights)
@@ -138,22 +136,14 @@ class ReferenceUNet(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {
+        config = {
             "model_type": MODEL_TYPE,
             "image_size": self.image_size,
             "channels": list(self.channels),
             "residual_units": self.residual_units,
             "structures": list(STRUCTURES.values()),
         }
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        with files.appearing(folder / "model.safetensors") as partial:
-            save_file(tensors, partial, metadata={"format": "pt"})
-        with files.appearing(folder / "config.json") as partial:
-            partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_network(folder, self, config)
 
     # -- the vision-language models' interface ------------------------------------------------------
 
@@ -166,11 +156,8 @@ class ReferenceUNet(nn.Module):
         return torch.zeros((len(texts), 1), dtype=torch.int64), torch.ones((len(texts), 1), dtype=torch.int64)
 
     def normalise(self, images: Tensor | np.ndarray) -> Tensor:
-        """Grey pictures uint8 (B, H, W) or colour uint8 (B, 3, H, W) to float32 (B, 3, H, W), normalised."""
-        values = torch.as_tensor(images).to(next(self.parameters()).device)
-        if values.ndim == 3:
-            values = values[:, None].expand(-1, 3, -1, -1)
-        return (values.float() / 255 - IMAGE_MEAN) / IMAGE_STD
+        """Grey images uint8 (B, H, W) or colour uint8 (B, 3, H, W) to float32 (B, 3, H, W), normalised."""
+        return normalised(images, IMAGE_MEAN, IMAGE_STD, next(self.parameters()).device)
 
     def forward(
         self,
@@ -183,7 +170,7 @@ class ReferenceUNet(nn.Module):
         Parameters
         ----------
         pixel_values
-            Normalised pictures, float (B, 3, H, W).
+            Normalised images, float (B, 3, H, W).
         input_ids, attention_mask
             Ignored but for their shape: int64 (B, S, L) with one prompt a structure, in this order.
 
@@ -209,14 +196,14 @@ class ReferenceUNet(nn.Module):
 
     @torch.no_grad()
     def segment(self, images: np.ndarray | Tensor, batch_size: int = 64) -> np.ndarray:
-        """Label pictures.
+        """Label images.
 
         Parameters
         ----------
         images
-            Grey pictures uint8 (N, H, W) of any size; they are brought to `image_size` and back.
+            Grey images uint8 (N, H, W) of any size; they are brought to `image_size` and back.
         batch_size
-            Pictures at a time.
+            Images at a time.
 
         Returns
         -------
@@ -226,7 +213,7 @@ class ReferenceUNet(nn.Module):
         Raises
         ------
         ModelError
-            The pictures are not uint8 (N, H, W).
+            The images are not uint8 (N, H, W).
         """
         pictures = torch.as_tensor(images)
         if pictures.ndim != 3 or pictures.dtype != torch.uint8:
@@ -258,3 +245,6 @@ class ReferenceUNet(nn.Module):
             raise ModelError(
                 f"{what}: {height} x {width} pixels; {len(self.channels)} levels need multiples of {step}"
             )
+
+
+Reference = ReferenceUNet

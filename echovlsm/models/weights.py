@@ -1,21 +1,48 @@
-"""Reading weights into CRIS: safely, under the original's names, with one error for all that is wrong."""
+"""Folders and files of weights: found, read safely, and written, with one error for all that is wrong."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from echovlsm.base import paths
+from echovlsm.base import files, paths
 from echovlsm.models.common import ModelError
-from echovlsm.models.cris_clip import resize_positions
 
-_POSITIONS = "visual.attnpool.positional_embedding"
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _SHOWN = 8
+
+
+def local_folder(weights: str | Path) -> Path | None:
+    """The folder that `weights` names; None where it can only be a hub id.
+
+    Raises
+    ------
+    ModelError
+        It is a path, and no folder is there.
+    """
+    folder, weights = paths.resolve(weights), str(weights)
+    if folder.is_dir():
+        return folder
+    if weights.startswith((".", "/", "~", "data/", "runs/")) or weights.count("/") > 1:
+        raise ModelError(f"weights: the folder {weights} does not exist; give one that does, or a hub id")
+    return None
+
+
+def write_network(folder: str | Path, network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write `model.safetensors`, then `config.json`, into `folder`, each whole or not at all."""
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with files.appearing(folder / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    with files.appearing(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def strip_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,9 +64,6 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"weights: the file {file} does not exist")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             return strip_module(load_file(path))
         except SafetensorError as error:
@@ -64,16 +88,6 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ModelError(f"weights: {file} holds no state dict: names with tensors are expected")
     return strip_module(tensors)
-
-
-def fit_clip(tensors: Mapping[str, Tensor], grid: int) -> dict[str, Tensor]:
-    """CLIP's tensors without its settings, the attention pool's positions resized to `grid` x `grid`."""
-    kept = {name: value for name, value in tensors.items() if name not in _NOT_WEIGHTS}
-    positions = kept.get(_POSITIONS)
-    if positions is not None and positions.ndim == 2 and len(positions) != grid**2 + 1:
-        places = resize_positions(positions.float(), (grid, grid))
-        kept[_POSITIONS] = torch.cat([positions[:1].float(), places.flatten(1).T])
-    return kept
 
 
 def load_strictly(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from echovlsm import STRUCTURES
 from echovlsm.models.common import ModelError
-from echovlsm.models.reference import ReferenceUNet
+from echovlsm.models.unet import ReferenceUNet
 from echovlsm.training.loop import fit, predict
 from echovlsm.training.triplets import make_triplets
 
