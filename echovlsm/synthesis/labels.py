@@ -271,7 +271,7 @@ class PerturbedMaps(Sequence[PerturbedMap]):
         if self._last is None or self._last[0] != row:
             _, labels, sector = _load(source, self.size)
             self._last = row, labels, sector
-        name = _name(source)
+        name = image_name(source)
         digest = hashlib.sha256(f"{name} {variant}".encode()).digest()
         rng = np.random.default_rng([self.seed, *np.frombuffer(digest, "<u4")])
         _, labels, sector = self._last
@@ -315,7 +315,7 @@ def source_maps(frames: pd.DataFrame, size: int, progress: bool = False) -> Sour
     for i in rows:
         row = frames.iloc[i]
         images[i], labels, sector = _load(row, size)
-        maps[i] = sectors.to_sector_map(labels, sector, _name(row))
+        maps[i] = sectors.to_sector_map(labels, sector, image_name(row))
     return SourceMaps(maps, images)
 
 
@@ -323,7 +323,7 @@ _loaded: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 _LOADED_BYTES = 2**28  # a study asks for the same pictures again and again
 
 
-def _name(row: pd.Series) -> str:
+def image_name(row: pd.Series) -> str:
     return f"{row['patient']} {row['view']} {row['phase']}"
 
 
@@ -341,6 +341,6 @@ def _load(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def _read(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     image, labels = load_image(row), load_labels(row)
-    sector = find_sector(image, _name(row))
+    sector = find_sector(image, image_name(row))
     small = resize_labels(sector.astype(np.uint8), size).numpy().astype(bool)
     return resize_image(image, size).numpy(), resize_labels(labels, size).numpy(), small
