@@ -1,7 +1,7 @@
 """A synthetic cohort: the labels of another cohort are perturbed, and an image drawn for each.
 
-It is drawn batch by batch; each finished batch is on disk, so that a killed call goes on where it was, and the
-cohort in the end is the same to the last byte.
+It is drawn batch by batch; each finished batch is on disk, so that a killed call goes on where it was, and
+the cohort in the end is the same to the last byte.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def sample_cohort(
             disable=not progress,
         )
         for start in missing:
-            records = conditions[start : start + batch_size]
+            records = [conditions[i] for i in range(start, min(start + batch_size, len(conditions)))]
             maps = np.stack([record.sector_map for record in records])
             for record in records:
                 sectors.check_sector_map(record.sector_map, size, image_name(chosen.iloc[record.row]))

@@ -35,9 +35,9 @@ class SemanticUNetConfig:
     Parameters
     ----------
     image_size
-        Side in pixels of the square pictures.
+        Side in pixels of the square images.
     in_channels, out_channels
-        1 for grey pictures; `out_channels` is twice that when the variance is learned.
+        1 for grey images; `out_channels` is twice that when the variance is learned.
     model_channels, channel_mult, num_res_blocks
         Width of the first level, width of each level relative to it, residual blocks a level.
     attention_downsample_factors
@@ -352,12 +352,12 @@ class SemanticUNet(nn.Module):
     # -- forward ------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, timesteps: Tensor, label_map: Tensor | Modulation) -> Tensor:
-        """Predict the noise (or v, or the picture: what the weights were trained for) of a noisy picture.
+        """Predict the noise (or v, or the image: what the weights were trained for) of a noisy image.
 
         Parameters
         ----------
         x
-            Noisy pictures, float (B, in_channels, H, W).
+            Noisy images, float (B, in_channels, H, W).
         timesteps
             Steps 0 to 999, (B,).
         label_map
@@ -372,7 +372,7 @@ class SemanticUNet(nn.Module):
         Raises
         ------
         ConditionError
-            The label map's size is not the picture's, or a class is out of range.
+            The label map's size is not the image's, or a class is out of range.
         """
         from diffusers.models.embeddings import get_timestep_embedding
 
