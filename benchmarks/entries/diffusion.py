@@ -12,8 +12,7 @@ from benchmarks.measure import Pair, Side
 from benchmarks.setups import Settings
 from echovlsm.base import paths
 from echovlsm.synthesis.labels import perturbed_maps
-from echovlsm.synthesis.process import TRAINING_STEPS
-from echovlsm.synthesis.sampling import sample
+from echovlsm.synthesis.process import TRAINING_STEPS, sample
 from echovlsm.synthesis.weights import load_denoiser
 
 STEPS = 20

@@ -1,7 +1,8 @@
 """Synthesis: annotated images in, a synthetic cohort with its labels out (notebook 02).
 
 `labels` perturbs hearts, `unet` and `process` are denoiser and noise, `train` and `sampling` use both,
-`fidelity` says how close the images come. Begin with `sampling.sample_cohort`.
+`fidelity` says how near the images come, `trial` puts a denoiser to the test of notebook 02. Begin with
+`sampling.sample_cohort`.
 """
 
 import lazy_loader
@@ -10,7 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["fidelity", "labels", "plots", "trial", "unet", "weights"],
     submod_attrs={
-        "sampling": ["ensure_cohort", "sample", "sample_cohort"],
+        "process": ["sample"],
+        "sampling": ["ensure_cohort", "sample_cohort"],
         "train": ["train_diffusion"],
         "trial": ["denoiser_for"],
     },

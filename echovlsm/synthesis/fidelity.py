@@ -1,8 +1,8 @@
 """How near synthetic echocardiograms come to the source ones, in measures an ultrasound person can check.
 
-`fidelity_table` puts the measures of `fidelity_measures` (importable from here too) side by side, each with
-its floor: the same measure between two halves of the source cohort. A set as good as the source has a ratio
-near 1.
+`fidelity_table` puts those of `echovlsm.synthesis.measures` side by side, each with its floor: the same
+measure between two halves of the source cohort. A set as good as the source has a ratio near 1. What models
+see in the images, `encoder_features` and `label_agreement`, stands here too.
 """
 
 from __future__ import annotations
@@ -14,73 +14,41 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from echovlsm import STRUCTURES
-from echovlsm.synthesis.fidelity_measures import (
+from echovlsm.cohort import resize_image
+from echovlsm.synthesis.measures import (
     BACKGROUND,
     CAVITY,
     MYOCARDIUM,
     TISSUES,
     FidelityError,
-    Nearest,
     Pictures,
-    encoder_features,
+    check_images,
+    check_maps,
     gcnr,
     grey_counts,
-    histogram_distance,
-    kid,
-    label_agreement,
     local_snr,
     nearest_training,
+    pooled_distance,
     radial_spectrum,
+    sample_distance,
+    spectrum_distance,
     squared_mmd,
     thumbnails,
-    tissue_histograms,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "COLUMNS",
-    "TISSUES",
-    "FidelityError",
-    "Nearest",
-    "Pictures",
-    "encoder_features",
-    "fidelity_table",
-    "gcnr",
-    "grey_counts",
-    "halves",
-    "histogram_distance",
-    "kid",
-    "label_agreement",
-    "local_snr",
-    "nearest_training",
-    "radial_spectrum",
-    "squared_mmd",
-    "thumbnails",
-    "tissue_histograms",
-]
+    from echovlsm.models import CLIPSeg
 
 COLUMNS: tuple[str, ...] = (
-    "measure",
-    "unit",
-    "value",
-    "floor",
-    "ratio",
-    "better",
-    "spread",
-    "floor_spread",
-    "synthetic",
-    "source",
-    "note",
+    *("measure", "unit", "value", "floor", "ratio", "better"),
+    *("spread", "floor_spread", "synthetic", "source", "note"),
 )
 """Columns of `fidelity_table`."""
 
 Features = Callable[[np.ndarray], np.ndarray]
 Segmenter = Callable[[np.ndarray], np.ndarray]
-
-
-# -- the table ------------------------------------------------------------------------------------------
 
 
 def fidelity_table(
@@ -97,36 +65,47 @@ def fidelity_table(
 
     Distances between sets shrink as sets grow, so value and floor are taken at one size: in each of `repeats`
     rounds the source is halved at random, patients whole; the floor compares the halves with each other, the
-    value compares as many synthetic pictures, drawn from the other half's patients where the sets name them,
-    with the first half. `value` and `floor` are means over
-    the rounds, `spread` and `floor_spread` their sd; KID is thus over subsets. Features are standardised by
-    the source's mean and sd first; as they are not Inception's, this KID compares with no published one.
+    value compares as many synthetic images, drawn from the other half's patients where the sets name them,
+    with the first half. `value` and `floor` are means over the rounds, `spread` and `floor_spread` their sd.
+    Features are standardised by the source's mean and sd first; as they are not Inception's, this KID
+    compares with no published one.
 
-    Nearest-neighbour and agreement rows use every picture: there `value` is of the synthetic pictures against
-    the source (the training pictures) or their own labels, `floor` the same of `held_out`, or, without it, of
-    the source itself (nearest picture of another patient); `spread` is the bootstrap sd over patients.
+    Nearest-neighbour and agreement rows use every image: there `value` is of the synthetic images against the
+    source (the training images) or their own labels, `floor` the same of `held_out`, or, without it, of the
+    source itself (nearest image of another patient); `spread` is the bootstrap sd over patients.
 
-    Args:
-        synthetic: generated pictures and the sector maps they were drawn from.
-        source: the pictures that the generator learned from; at least two patients.
-        held_out: source pictures that it never saw; of the same size.
-        features: from uint8 (N, H, W) to float (N, D), such as `encoder_features` with its model bound; None
-            leaves out its rows.
-        segmenter: from uint8 (N, H, W) to the study's labels (N, H, W), trained on source pictures; needs
-            `labels` in the sets. None leaves out its rows.
-        seed: seed of halves, subsets and bootstrap.
-        repeats: rounds.
-        window: side in pixels of the windows of `local_snr`.
+    Parameters
+    ----------
+    synthetic
+        Generated images and the sector maps they were drawn from.
+    source
+        The images that the generator learned from; at least two patients.
+    held_out
+        Source images that it never saw; of the same size.
+    features
+        From uint8 (N, H, W) to float (N, D), such as `encoder_features` with its model bound; None leaves out
+        its rows.
+    segmenter
+        From uint8 (N, H, W) to the study's labels (N, H, W), trained on source images; needs `labels` in the
+        sets. None leaves out its rows.
+    seed, repeats
+        Of halves, subsets and bootstrap; rounds.
+    window
+        Side in pixels of the windows of `local_snr`.
 
-    Returns:
-        DataFrame with the columns of `COLUMNS`. `ratio` is value / floor, NaN where the floor is zero or, for
-        KID, zero within its spread. `better` is ``lower``, or ``not below floor`` for distances to training
-        pictures. `synthetic` and `source` are the sets' means where the measure has them (mean grey level,
-        SNR, gCNR). `note` says why something is missing.
+    Returns
+    -------
+    DataFrame
+        The columns of `COLUMNS`. `ratio` is value / floor, NaN where the floor is zero or, for KID, zero
+        within its spread. `better` is ``lower``, or ``not below floor`` for distances to training images.
+        `synthetic` and `source` are the sets' means where the measure has them (mean grey level, SNR, gCNR).
+        `note` says why something is missing.
 
-    Raises:
-        FidelityError: sets of different picture size, a source of one patient, no labels for `segmenter`,
-            features of another shape than (N, D).
+    Raises
+    ------
+    FidelityError
+        Sets of different image size, a source of one patient, no labels for `segmenter`, features of another
+        shape than (N, D).
     """
     import pandas as pd
 
@@ -134,10 +113,8 @@ def fidelity_table(
     sets |= {} if held_out is None else {"held_out": held_out}
     for name, pictures in sets.items():
         if pictures.images.shape[1:] != source.images.shape[1:]:
-            raise FidelityError(
-                f"{name}: pictures of {_size(pictures.images)}, the source's have {_size(source.images)}; "
-                "resize one of them"
-            )
+            own, other = (f"{part.images.shape[1]} x {part.images.shape[2]}" for part in (pictures, source))
+            raise FidelityError(f"{name}: pictures of {own}, the source's have {other}; resize one of them")
         if segmenter is not None and pictures.labels is None:
             raise FidelityError(f"{name}: has no labels: a segmenter needs them")
     if repeats < 2:
@@ -152,8 +129,8 @@ def fidelity_table(
 
 
 def halves(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Random halves of pictures with patient numbers `groups` (N,), patients whole: two index arrays."""
-    order = _shuffled(groups, rng)
+    """Random halves of images with patient numbers `groups` (N,), patients whole: two index arrays."""
+    order = np.argsort(rng.permutation(groups.max() + 1)[groups], kind="stable")  # patients in random order
     cuts = np.flatnonzero(np.diff(groups[order])) + 1
     if not len(cuts):
         raise FidelityError("source: one patient cannot be halved; give two patients or more")
@@ -164,9 +141,9 @@ def halves(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
 def _of_patients(
     synthetic: Pictures, source: Pictures, rows: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Synthetic pictures in random order, those first whose source patients are among `rows` of the source.
+    """Synthetic images in random order, those first whose source patients are among `rows` of the source.
 
-    The floor compares two halves that share no patient; so must the value. Single pictures are shuffled, not
+    The floor compares two halves that share no patient; so must the value. Single images are shuffled, not
     patients, so that several variants of a label do not narrow the choice.
     """
     order = rng.permutation(len(synthetic))
@@ -177,13 +154,8 @@ def _of_patients(
     return np.concatenate([order[there], order[~there]])
 
 
-def _shuffled(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of the pictures with patients in random order."""
-    return np.argsort(rng.permutation(groups.max() + 1)[groups], kind="stable")
-
-
 class _Measure(NamedTuple):
-    """What a row of distances is made of: a per-picture array of both sets and a distance of subsets."""
+    """What a row of distances is made of: a per-image array of both sets and a distance of subsets."""
 
     name: str
     unit: str
@@ -240,24 +212,19 @@ def _measures(
     for value, tissue in TISSUES.items():
         own = [part[:, value] for part in counts]
         name, why = f"grey levels, {tissue}", f"no pixel of {tissue}"
-        yield _Measure(name, "grey levels", *own, _pooled_distance, _pooled_mean, why)
+        yield _Measure(name, "grey levels", *own, pooled_distance, _pooled_mean, why)
     for value in (MYOCARDIUM, BACKGROUND):
         snr = [local_snr(pictures.images, pictures.maps, value, window) for pictures in pair]
         why = f"no unclipped {window} x {window} window in {TISSUES[value]}"
-        yield _Measure(f"speckle SNR, {TISSUES[value]}", "1", *snr, _sample_distance, _mean, why)
+        yield _Measure(f"speckle SNR, {TISSUES[value]}", "1", *snr, sample_distance, _mean, why)
     contrast = [gcnr(part[:, CAVITY], part[:, MYOCARDIUM]) for part in counts]
     name, why = "gCNR, cavity to myocardium", "no picture with both tissues"
-    yield _Measure(name, "1", *contrast, _sample_distance, _mean, why)
+    yield _Measure(name, "1", *contrast, sample_distance, _mean, why)
     spectra = [radial_spectrum(pictures.images)[1] for pictures in pair]
-    yield _Measure("power spectrum", "dB", *spectra, _spectrum_distance)
+    yield _Measure("power spectrum", "dB", *spectra, spectrum_distance)
     if embedded:
-        yield _Measure(
-            "kernel distance (KID), given features",
-            "1",
-            embedded["synthetic"],
-            embedded["source"],
-            squared_mmd,
-        )
+        both = embedded["synthetic"], embedded["source"]
+        yield _Measure("kernel distance (KID), given features", "1", *both, squared_mmd)
 
 
 def _memory_rows(
@@ -322,27 +289,9 @@ def _row(
     return row | {"better": better, "spread": spread, "note": ""}
 
 
-# -- distances between subsets ----------------------------------------------------------------------------
-
-
-def _pooled_distance(first: np.ndarray, second: np.ndarray) -> float:
-    return histogram_distance(first.sum(axis=0), second.sum(axis=0))
-
-
 def _pooled_mean(counts: np.ndarray) -> float:
     pooled = counts.sum(axis=0)
     return float(np.average(np.arange(256), weights=pooled)) if pooled.any() else math.nan
-
-
-def _sample_distance(first: np.ndarray, second: np.ndarray) -> float:
-    from scipy.stats import wasserstein_distance
-
-    first, second = first[~np.isnan(first)], second[~np.isnan(second)]
-    return float(wasserstein_distance(first, second)) if len(first) and len(second) else math.nan
-
-
-def _spectrum_distance(first: np.ndarray, second: np.ndarray) -> float:
-    return float(np.abs(first.mean(axis=0) - second.mean(axis=0)).mean())
 
 
 def _embed(features: Features, sets: dict[str, Pictures]) -> dict[str, np.ndarray]:
@@ -359,7 +308,7 @@ def _embed(features: Features, sets: dict[str, Pictures]) -> dict[str, np.ndarra
 def _bootstrap(
     values: np.ndarray, groups: np.ndarray, statistic: Callable[..., Any], seed: int, resamples: int = 200
 ) -> float:
-    """Sd of a statistic of the pictures' values when whole patients are drawn with replacement."""
+    """Sd of a statistic of the images' values when whole patients are drawn with replacement."""
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     if len(members) < 2 or np.isnan(values).all():
         return math.nan
@@ -378,5 +327,63 @@ def _sd(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _size(images: np.ndarray) -> str:
-    return f"{images.shape[1]} x {images.shape[2]}"
+# -- what models see ------------------------------------------------------------------------------------
+
+
+def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) -> np.ndarray:
+    """Features of a CLIPSeg's image encoder: the mean over the tokens of the last activation it decodes.
+
+    Parameters
+    ----------
+    images
+        uint8 (N, H, W), brought to the model's square size as in training.
+    model
+        `echovlsm.models.load("clipseg", "data/weights/clipseg-tiny", "frozen")`.
+    batch_size
+        Images a pass; small ones stay in the processor's cache.
+
+    Returns
+    -------
+    ndarray
+        float32 (N, width).
+    """
+    import torch
+
+    check_images(images)
+    was_training = model.training
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            batch = [resize_image(image, model.image_size) for image in images[start : start + batch_size]]
+            found.append(model.encode_image(model.normalise(torch.stack(batch)))[-1].mean(dim=1).cpu())
+    model.train(was_training)
+    return torch.cat(found).numpy()
+
+
+def label_agreement(predicted: np.ndarray, conditioning: np.ndarray) -> pd.DataFrame:
+    """Dice per structure between what a segmenter found and the labels that an image was drawn from.
+
+    Parameters
+    ----------
+    predicted, conditioning
+        The study's labels (0 and the keys of `echovlsm.STRUCTURES`), uint8 (N, H, W); a sector map is
+        converted before.
+
+    Returns
+    -------
+    DataFrame
+        N rows, a column a structure, fractions 0 to 1; NaN where the image was drawn without that structure.
+    """
+    import pandas as pd
+    import torch
+    from monai.metrics import compute_dice
+
+    for name, labels in (("predicted", predicted), ("conditioning", conditioning)):
+        check_maps(labels, name, max(STRUCTURES), conditioning)
+    values = list(STRUCTURES)
+    hot = [
+        torch.from_numpy(np.stack([labels == value for value in values], axis=1))
+        for labels in (predicted, conditioning)
+    ]
+    return pd.DataFrame(compute_dice(*hot, ignore_empty=True).numpy(), columns=list(STRUCTURES.values()))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,16 +32,32 @@ KEPT = 0.25
 """Share of its area which a structure must keep; with less it counts as lost."""
 
 
-# --- the sector of a picture ------------------------------------------------------------
+# --- the sector of an image ------------------------------------------------------------
 
 
 def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
-    """The ultrasound sector of a picture uint8 (H, W) as bool (H, W).
+    """The ultrasound sector of an image.
 
     It is the convex hull of the largest region where most pixels are brighter than `BLACK`: a cavity that
     reaches the edge is filled, a caption or grains of noise beside the sector are left out. Parts of the
-    sector that a dark cavity cuts off belong to it from a tenth of the largest part's area. Raises
-    LabelMapError, which names `where`, for an array of another form or a picture without a sector.
+    sector that a dark cavity cuts off belong to it from a tenth of the largest part's area.
+
+    Parameters
+    ----------
+    image
+        uint8 (H, W).
+    where
+        The image's name, for messages.
+
+    Returns
+    -------
+    ndarray
+        bool (H, W).
+
+    Raises
+    ------
+    LabelMapError
+        An array of another form, or an image without a sector.
     """
     from scipy import ndimage
     from skimage.measure import label
@@ -98,9 +114,9 @@ class Perturbation:
     """Ranges of `perturb`; the defaults are the published ones."""
 
     rotation: float = 5.0
-    """Degrees, either way, about the picture's centre."""
+    """Degrees, either way, about the image's centre."""
     translation: float = 0.05
-    """Share of the picture's width and height, either way. (The released script moves hearts only up and
+    """Share of the image's width and height, either way. (The released script moves hearts only up and
     down; the paper says nothing of that.)"""
     scale: tuple[float, float] = (0.8, 1.05)
     """Of the heart; below 1 it shrinks. The same in both directions."""
@@ -142,16 +158,33 @@ def perturb(
     how: Perturbation = PUBLISHED,
     where: str = "",
 ) -> tuple[np.ndarray, int]:
-    """A perturbed sector map, uint8 (H, W), and how many impossible draws came before it.
-
-    Parameters: `labels`, uint8 (H, W) of 0-3; `sector`, bool (H, W); `rng`, the only source of chance; `how`,
-    the ranges; `where`, the picture's name for messages. What of the heart lies outside the sector may come
-    into it.
+    """A perturbed sector map, and how many impossible draws came before it.
 
     A draw is impossible, and drawn anew, if a structure of the source is lost (it keeps less than `KEPT` of
     the area that the source has in the sector) or torn (it has more components than the source, clipped or
-    whole; 8-connected, those of fewer than `SPECK` pixels not counted). LabelMapError, which names `where`,
-    after `how.tries` such draws.
+    whole; 8-connected, those of fewer than `SPECK` pixels not counted). What of the heart lies outside the
+    sector may come into it.
+
+    Parameters
+    ----------
+    labels, sector
+        uint8 (H, W) of 0-3, and bool (H, W).
+    rng
+        The only source of chance.
+    how
+        The ranges.
+    where
+        The image's name, for messages.
+
+    Returns
+    -------
+    tuple
+        uint8 (H, W), and the number of draws before it.
+
+    Raises
+    ------
+    LabelMapError
+        `how.tries` draws were impossible.
     """
     source = sectors.to_sector_map(labels, sector, where)
     whole = _components(sectors.to_sector_map(labels, np.ones(labels.shape, bool)))
@@ -240,43 +273,29 @@ class PerturbedMap(NamedTuple):
 
 
 class PerturbedMaps(Sequence[PerturbedMap]):
-    """Perturbed label maps of a frames table, made when asked for; see `perturbed_maps`."""
+    """What `perturbed_maps` gives."""
 
-    def __init__(
-        self, frames: pd.DataFrame, variants: int, size: int, seed: int, how: Perturbation = PUBLISHED
-    ) -> None:
+    def __init__(self, frames: pd.DataFrame, variants: int, size: int, seed: int, how: Perturbation) -> None:
         for name, value, least in (("variants", variants, 1), ("size", size, 16), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        self.frames = frames.reset_index(drop=True)
-        self.variants, self.size, self.seed, self.how = variants, size, seed, how
-        self._last: tuple[int, np.ndarray, np.ndarray] | None = None  # variants of a picture come in a row
+        self.frames, self.variants, self.size, self.seed, self.how = frames, variants, size, seed, how
 
     def __len__(self) -> int:
         return len(self.frames) * self.variants
 
-    @overload
-    def __getitem__(self, index: int) -> PerturbedMap: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[PerturbedMap]: ...
-
-    def __getitem__(self, index: int | slice) -> PerturbedMap | list[PerturbedMap]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> PerturbedMap:
         if not -len(self) <= index < len(self):
             raise IndexError(f"label map {index} of {len(self)}")
         row, variant = divmod(index % len(self), self.variants)
         source = self.frames.iloc[row]
-        if self._last is None or self._last[0] != row:
-            _, labels, sector = _load(source, self.size)
-            self._last = row, labels, sector
-        name = _name(source)
+        name = image_name(source)
         digest = hashlib.sha256(f"{name} {variant}".encode()).digest()
         rng = np.random.default_rng([self.seed, *np.frombuffer(digest, "<u4")])
-        _, labels, sector = self._last
-        drawn, redraws = perturb(labels, sector, rng, self.how, f"{name}, variant {variant}")
-        return PerturbedMap(row, variant, drawn, redraws)
+        _, labels, sector = _load(source, self.size)
+        return PerturbedMap(
+            row, variant, *perturb(labels, sector, rng, self.how, f"{name}, variant {variant}")
+        )
 
 
 def perturbed_maps(
@@ -284,11 +303,16 @@ def perturbed_maps(
 ) -> PerturbedMaps:
     """Perturbed label maps of every row of a frames table: a sequence of `PerturbedMap`, made when asked for.
 
-    The `variants` (published: 5) of a picture follow each other, pictures in the table's order. Labels and
+    The `variants` (published: 5) of an image follow each other, images in the table's order. Labels and
     sector are resized to (size, size) before they are perturbed. Each map depends on `seed`, the source's
     patient, view and phase, and the variant alone: not on the other rows, nor on what was asked for before.
-    A map raises LabelMapError when no possible anatomy was drawn or a picture has no sector, and CohortError
-    when a picture has no mask; both name the picture.
+
+    Raises
+    ------
+    LabelMapError
+        When a map is asked for: no possible anatomy was drawn, or an image has no sector.
+    CohortError
+        When a map is asked for: an image has no mask.
     """
     return PerturbedMaps(frames, variants, size, seed, how)
 
@@ -299,11 +323,11 @@ class SourceMaps(NamedTuple):
     maps: np.ndarray
     """uint8 (N, size, size), classes as `SECTOR_CLASSES`."""
     images: np.ndarray
-    """uint8 (N, size, size), the pictures."""
+    """uint8 (N, size, size)."""
 
 
 def source_maps(frames: pd.DataFrame, size: int, progress: bool = False) -> SourceMaps:
-    """Unperturbed sector maps and pictures of every row, in the table's order, both uint8 (N, size, size).
+    """Unperturbed sector maps and images of every row, in the table's order.
 
     Errors as for `perturbed_maps`.
     """
@@ -315,20 +339,21 @@ def source_maps(frames: pd.DataFrame, size: int, progress: bool = False) -> Sour
     for i in rows:
         row = frames.iloc[i]
         images[i], labels, sector = _load(row, size)
-        maps[i] = sectors.to_sector_map(labels, sector, _name(row))
+        maps[i] = sectors.to_sector_map(labels, sector, image_name(row))
     return SourceMaps(maps, images)
 
 
 _loaded: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-_LOADED_BYTES = 2**28  # a study asks for the same pictures again and again
+_LOADED_BYTES = 2**28  # a study asks for the same images again and again
 
 
-def _name(row: pd.Series) -> str:
+def image_name(row: pd.Series) -> str:
+    """How messages name the image of a row."""
     return f"{row['patient']} {row['view']} {row['phase']}"
 
 
 def _load(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture uint8, labels uint8 and sector bool of a row, each (size, size)."""
+    """Image uint8, labels uint8 and sector bool of a row, each (size, size)."""
     times = [Path(row[name]).stat().st_mtime_ns for name in ("image", "labels") if isinstance(row[name], str)]
     key = (row["image"], str(row["labels"]), str(row.get("label_order")), size, *times)
     if key not in _loaded:
@@ -339,8 +364,7 @@ def _load(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _read(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-
     image, labels = load_image(row), load_labels(row)
-    sector = find_sector(image, _name(row))
+    sector = find_sector(image, image_name(row))
     small = resize_labels(sector.astype(np.uint8), size).numpy().astype(bool)
     return resize_image(image, size).numpy(), resize_labels(labels, size).numpy(), small

@@ -11,11 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from echovlsm.base import figures
-from echovlsm.synthesis.fidelity_measures import (
-    Pictures,
-    radial_spectrum,
-    tissue_histograms,
-)
+from echovlsm.synthesis.measures import Pictures, radial_spectrum, tissue_histograms
 from echovlsm.synthesis.trial import MEASURES
 
 LINES: dict[str, str] = {"source": "-", "synthetic": "--"}

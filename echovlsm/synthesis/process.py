@@ -1,18 +1,21 @@
-"""The diffusion process (Ho et al. 2020; Nichol & Dhariwal 2021): noise schedule, loss, samplers by name.
+"""The diffusion process (Ho et al. 2020; Nichol & Dhariwal 2021): noise schedule, loss, and drawing images.
 
 Cosine schedule, 1000 steps. The network predicts the noise (as published), or v (Salimans & Ho 2022), which
 small networks learn better; with twice the output channels it also learns the variance by the hybrid loss.
-Schedules and samplers are those of diffusers.
+Schedules and samplers are those of diffusers, chosen by name.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
 
 TRAINING_STEPS = 1000
 """Steps of the diffusion process."""
@@ -20,12 +23,14 @@ TRAINING_STEPS = 1000
 PREDICTIONS: tuple[str, ...] = ("epsilon", "v_prediction")
 """What the network predicts."""
 
-
 SCHEDULERS: tuple[str, ...] = ("ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++", "heun")
 """Names that `make_scheduler` knows."""
 
 EDM_SIGMA = 80.0
-"""Highest noise level of EDM (Karras et al. 2022, table 1), for pictures in -1 to 1."""
+"""Highest noise level of EDM (Karras et al. 2022, table 1), for images in -1 to 1."""
+
+CACHE_BYTES = 2**30
+"""Scale and shift of a batch are computed once if they take no more memory than this."""
 
 
 def noise_schedule(prediction: str = "epsilon", learned_variance: bool = False) -> Any:
@@ -43,12 +48,12 @@ def noise_schedule(prediction: str = "epsilon", learned_variance: bool = False) 
 
 
 def to_model(images: np.ndarray | Tensor, channels: int = 1) -> Tensor:
-    """Grey pictures uint8 (N, H, W) to float32 (N, channels, H, W) in -1 to 1, the channels alike."""
+    """Grey images uint8 (N, H, W) to float32 (N, channels, H, W) in -1 to 1, the channels alike."""
     return (torch.as_tensor(images)[:, None].float() / 127.5 - 1).expand(-1, channels, -1, -1)
 
 
 def to_pictures(samples: Tensor) -> np.ndarray:
-    """Samples (N, C, H, W) in -1 to 1 to grey pictures uint8 (N, H, W): mean over channels, clipped."""
+    """Samples (N, C, H, W) in -1 to 1 to grey images uint8 (N, H, W): mean over channels, clipped."""
     values = (samples.float().mean(dim=1).clamp(-1, 1) + 1) * 127.5
     return values.round().to(torch.uint8).cpu().numpy()
 
@@ -56,7 +61,10 @@ def to_pictures(samples: Tensor) -> np.ndarray:
 def diffusion_loss(
     model: nn.Module, schedule: Any, clean: Tensor, maps: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """Loss of each picture, (B,): squared error, plus a term of the bound where the variance is learned.
+    """Loss of each image: squared error, plus a term of the bound where the variance is learned.
+
+    The hybrid loss is equation 16 of Nichol & Dhariwal 2021 with the bound's term of a random step, in bits,
+    weighted by T / 1000 as in their code; it reaches the variance only.
 
     Parameters
     ----------
@@ -65,14 +73,16 @@ def diffusion_loss(
     schedule
         `noise_schedule`, with the model's prediction type.
     clean, noise
-        Pictures in -1 to 1 and standard normal noise, (B, C, H, W).
+        Images in -1 to 1 and standard normal noise, (B, C, H, W).
     maps
         Label maps, integer (B, H, W).
     t
         Timesteps, integer (B,).
 
-    The hybrid loss is equation 16 of Nichol & Dhariwal 2021 with the bound's term of a random step, in bits,
-    weighted by T / 1000 as in their code; it reaches the variance only.
+    Returns
+    -------
+    Tensor
+        (B,).
     """
     noisy = schedule.add_noise(clean, noise, t)
     output = model(noisy, t, maps).float()
@@ -187,3 +197,95 @@ def set_steps(solver: Any, steps: int) -> None:
         logs = np.log((1 - levels) / levels) / 2  # linear between two steps, as the solvers have it
         times = np.interp(solver.sigmas[:-1].double().log().numpy(), logs, np.arange(len(logs)))
         solver.timesteps = torch.from_numpy(times)
+
+
+# -- drawing --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(
+    model: SemanticUNet,
+    schedule: Any,
+    maps: np.ndarray,
+    seeds: Sequence[int],
+    *,
+    scheduler: str = "dpm-solver++",
+    steps: int = 20,
+    guidance: float = 1.0,
+    mixed_precision: str = "no",
+    on_step: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Draw one image for each label map.
+
+    Parameters
+    ----------
+    model, schedule
+        What `load_denoiser` gives.
+    maps
+        Sector maps, uint8 (B, S, S), of the model's size and classes.
+    seeds
+        One an image: start and all further noise of an image depend on its seed alone.
+    scheduler, steps
+        A name that `make_scheduler` knows, and its number of steps; ``heun`` evaluates the network nearly
+        twice a step.
+    guidance
+        1 follows the label map as trained; above 1 the difference to a dropped label map is stretched by this
+        factor, at twice the cost (Ho & Salimans 2021).
+    mixed_precision
+        ``no`` or ``bf16``, which is faster where the processor has it, and rounds.
+    on_step
+        Called after each evaluation of the network.
+
+    Returns
+    -------
+    ndarray
+        Images uint8 (B, S, S).
+
+    Raises
+    ------
+    ConditionError, ValueError
+        A label map of another size or with an unknown class; not one seed a map; an unknown scheduler.
+    """
+    size = model.config.image_size
+    if maps.ndim != 3 or maps.shape[1:] != (size, size):
+        raise ConditionError(f"maps: {maps.shape}; the model draws (N, {size}, {size}): resize the maps")
+    if len(seeds) != len(maps):
+        raise ValueError(f"seeds: {len(seeds)} for {len(maps)} label maps; give one a map")
+    if steps < 1:
+        raise ValueError(f"steps: {steps}; give at least 1")
+    device = next(model.parameters()).device
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    solver = make_scheduler(scheduler, schedule)
+    set_steps(solver, steps)
+    condition = _condition(model, torch.as_tensor(maps).to(device))
+    empty = _condition(model, torch.full_like(torch.as_tensor(maps[:1]).long(), DROPPED).to(device))
+    channels = model.config.in_channels
+    shape = (1, channels, size, size)
+    x = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    x = x.to(device, memory_format=torch.channels_last) * float(solver.init_noise_sigma)
+    whole = scheduler == "ddpm"  # the only one that uses a learned variance
+    noisy = scheduler in ("ddpm", "ddim", "sde-dpm-solver++")
+    for t in solver.timesteps:
+        scaled = solver.scale_model_input(x, t)
+        times = torch.full((len(x),), float(t), device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+            output = model(scaled, times, condition)
+            if guidance != 1:
+                dropped = model(scaled, times, _expand(empty, len(x)))
+                output[:, :channels] = torch.lerp(dropped[:, :channels], output[:, :channels], guidance)
+        output = output.float() if whole else output[:, :channels].float()
+        extra = {"generator": generators} if noisy else {}
+        x = solver.step(output, t, x, **extra).prev_sample
+        if on_step:
+            on_step()
+    return to_pictures(x)
+
+
+def _condition(model: SemanticUNet, maps: Tensor) -> Any:
+    """Scale and shift for all steps at once, or the label maps where that takes too much memory."""
+    labels = maps.long()
+    return model.modulate(labels) if model.modulation_bytes(len(labels)) <= CACHE_BYTES else labels
+
+
+def _expand(condition: Any, count: int) -> Any:
+    return condition.expand(count, -1, -1) if torch.is_tensor(condition) else condition

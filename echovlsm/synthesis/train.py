@@ -18,12 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from echovlsm.synthesis.process import (
-    TRAINING_STEPS,
-    diffusion_loss,
-    noise_schedule,
-    to_model,
-)
+from echovlsm.synthesis.process import TRAINING_STEPS, diffusion_loss, noise_schedule, to_model
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
 from echovlsm.training import Checkpoints
 
@@ -54,29 +49,29 @@ def train_diffusion(
 ) -> pd.DataFrame:
     """Train `model` in place and leave the moving average of its weights in it.
 
+    With several processes (Accelerate's launcher) each learns its part of every batch.
+
     Parameters
     ----------
     model
         With twice the output channels its variance is learned too.
     images, maps
-        Pictures uint8 (N, S, S) and their label maps uint8 (N, S, S) of the model's classes.
+        Images uint8 (N, S, S) and their label maps uint8 (N, S, S) of the model's classes.
     folder
         Where `history.csv` and the checkpoint live; an interrupted run of the same settings found there goes
         on from its last check and ends like an uninterrupted one.
     validation
-        Pictures and maps whose loss is reported at each check, always at the same steps and noise.
+        Images and maps whose loss is reported at each check, always at the same steps and noise.
     steps, batch_size
-        Optimiser steps, and pictures a step over all processes.
+        Optimiser steps, and images a step over all processes.
     learning_rate, warm_up, cosine
         AdamW; linear warm-up over `warm_up` steps, then constant or falling to zero as a cosine.
     ema_decay
         Decay of the moving average (diffusers' `EMAModel`).
     label_dropout
-        Share of the pictures that are learned without their label map.
+        Share of the images that are learned without their label map.
     mixed_precision
         ``no``, ``fp16`` (GPU) or ``bf16``.
-
-    With several processes (Accelerate's launcher) each learns its part of every batch.
 
     Returns
     -------
@@ -87,7 +82,7 @@ def train_diffusion(
     Raises
     ------
     ConditionError
-        A label map has a class that the model does not know, or another size or count than the pictures.
+        A label map has a class that the model does not know, or another size or count than the images.
     FloatingPointError
         The loss is not finite.
     """
@@ -125,8 +120,9 @@ def train_diffusion(
     wrapped, optimiser = accelerator.prepare(bare, optimiser)
     if batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size: {batch_size} is no multiple of {accelerator.num_processes} processes")
-    state = _State(folder, accelerator)
-    history = state.load(ema, rates, settings | {"processes": accelerator.num_processes})
+    settings["processes"] = accelerator.num_processes
+    states = Checkpoints(folder, accelerator)
+    history = _resume(states, folder, settings, accelerator, ema, rates)
     done = history[-1]["step"] if history else 0
 
     bar = tqdm(
@@ -156,14 +152,14 @@ def train_diffusion(
                 "train_diffusion: the loss is not finite; lower learning_rate or use bf16"
             )
         val_loss = _validate(bare, ema, schedule, validation, batch_size, accelerator)
-        seconds = time.perf_counter() - clock
-        rate = rates.get_last_lr()[0]
-        history.append(dict(zip(HISTORY_COLUMNS, (step + 1, mean, val_loss, rate, seconds), strict=True)))
-        state.save(history, ema, rates)
+        row = step + 1, mean, val_loss, rates.get_last_lr()[0], time.perf_counter() - clock
+        history.append(dict(zip(HISTORY_COLUMNS, row, strict=True)))
+        kept = {"history": history, "rates": rates.state_dict(), "settings": settings}
+        states.save(kept, step + 1, lambda to: torch.save(ema.state_dict(), to / "ema.pt"))
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         clock, total, count = time.perf_counter(), 0.0, 0
     bar.close()
-    state.states.end()
+    states.end()
     ema.copy_to(bare.parameters())
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     accelerator.free_memory()
@@ -239,37 +235,23 @@ def _validate(
     return total / len(images)
 
 
-def _first_other(before: dict[str, Any], now: dict[str, Any]) -> str:
-    name = next(name for name in now if before.get(name) != now[name])
-    return f"{name} ({before.get(name)!r}, now {now[name]!r})"
-
-
-class _State:
-    """The state of a training on disk, with the moving average and what must be equal to go on."""
-
-    def __init__(self, folder: Path, accelerator: Any) -> None:
-        self.folder, self.accelerator = folder, accelerator
-        self.states = Checkpoints(folder, accelerator)
-
-    def load(self, ema: Any, rates: Any, settings: dict[str, Any]) -> list[dict[str, float]]:
-        """Restore weights, optimiser, average and learning rate; return the history so far."""
-        self.settings = settings
-        found = self.states.saved()
-        if found is None:
-            return []
-        saved, folder = found
-        if saved["settings"] != settings:
-            raise ValueError(
-                f"{self.folder}: holds a training with another {_first_other(saved['settings'], settings)}; "
-                "name another folder, or delete this one"
-            )
-        self.accelerator.load_state(folder)
-        ema.load_state_dict(torch.load(folder / "ema.pt", map_location="cpu", weights_only=True))
-        ema.to(self.accelerator.device)
-        rates.load_state_dict(saved["rates"])
-        return saved["history"]
-
-    def save(self, history: list[dict[str, float]], ema: Any, rates: Any) -> None:
-        """Write the state, then drop the one before it."""
-        kept = {"history": history, "rates": rates.state_dict(), "settings": self.settings}
-        self.states.save(kept, history[-1]["step"], lambda to: torch.save(ema.state_dict(), to / "ema.pt"))
+def _resume(
+    states: Checkpoints, folder: Path, settings: dict[str, Any], accelerator: Any, ema: Any, rates: Any
+) -> list[dict[str, float]]:
+    """Restore weights, optimiser, average and learning rate from `folder`; return the history so far."""
+    found = states.saved()
+    if found is None:
+        return []
+    saved, checkpoint = found
+    before = saved["settings"]
+    if before != settings:
+        name = next(name for name in settings if before.get(name) != settings[name])
+        raise ValueError(
+            f"{folder}: holds a training with another {name} ({before.get(name)!r}, now {settings[name]!r}); "
+            "name another folder, or delete this one"
+        )
+    accelerator.load_state(checkpoint)
+    ema.load_state_dict(torch.load(checkpoint / "ema.pt", map_location="cpu", weights_only=True))
+    ema.to(accelerator.device)
+    rates.load_state_dict(saved["rates"])
+    return saved["history"]

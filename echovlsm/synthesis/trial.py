@@ -1,13 +1,16 @@
-"""What notebook 02 does: load or train the denoiser, gather pictures, train a segmenter, compare samplers."""
+"""The trial of a denoiser in notebook 02: what its images are worth, and which sampler draws them best.
+
+`divide` holds patients out and `denoiser_for` loads or trains the denoiser. `train_segmenter` learns from the
+source or from what was drawn, and `compare_samplers` times samplers and measures how near they come.
+"""
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,36 +18,36 @@ import pandas as pd
 from echovlsm.base import files, paths
 from echovlsm.cohort import cohort_hash, load_image, load_labels, resize_image, resize_labels, sectors
 from echovlsm.models import ReferenceUNet
-from echovlsm.synthesis.fidelity_measures import (
+from echovlsm.synthesis.labels import perturbed_maps, source_maps
+from echovlsm.synthesis.measures import (
     MYOCARDIUM,
     TISSUES,
     Pictures,
     grey_counts,
-    histogram_distance,
     local_snr,
     own_kernel,
+    pooled_distance,
     radial_spectrum,
+    sample_distance,
+    spectrum_distance,
     squared_mmd,
 )
-from echovlsm.synthesis.labels import perturbed_maps, source_maps
-from echovlsm.synthesis.sampling import sample
+from echovlsm.synthesis.process import sample
 from echovlsm.synthesis.train import train_diffusion
 from echovlsm.synthesis.unet import SemanticUNet
 from echovlsm.synthesis.weights import load_denoiser, save_denoiser, trained_on
 from echovlsm.training import fit, hold_out, make_triplets, strategies
-
-if TYPE_CHECKING:
-    from echovlsm.models import ReferenceUNet
 
 MEASURES: tuple[str, ...] = ("kernel distance", "power spectrum (dB)", "grey levels", "speckle SNR")
 """Distances to the source by which samplers are compared; see `compare_samplers`."""
 
 _VARIANTS_IN_NAME = ("synthetic-camus-released",)  # five variants of a label are five patients there
 
-TRAINING: dict[str, Any] = {
-    **{"warm_up": 200, "cosine": True, "weight_decay": 1e-4, "ema_decay": 0.999, "check_every": 150}
-}
+TRAINING: dict[str, Any] = dict(warm_up=200, cosine=True, weight_decay=1e-4, ema_decay=0.999, check_every=150)
 """Settings of `train_diffusion` that suit a small network."""
+
+STARTS: tuple[str, ...] = ("random", "weights")
+"""What a training of the denoiser starts from."""
 
 
 def divide(
@@ -55,7 +58,7 @@ def divide(
     Parameters
     ----------
     frames
-        Frames table; pictures without a mask are left out.
+        Frames table; images without a mask are left out.
     evaluate_on
         Split that is held out.
     holdout
@@ -67,7 +70,6 @@ def divide(
     ValueError
         A split is empty, or the held-out split is also the one that chooses epochs.
     """
-
     if evaluate_on == "val" and holdout == 0:
         raise ValueError("evaluate_on: val also chooses the epochs; set `holdout`, or evaluate_on to test")
     usable = frames[frames["labels"].notna()].reset_index(drop=True)
@@ -77,9 +79,8 @@ def divide(
     parts = {name: work[work["split"] == name] for name in ("train", "val")}
     for name, table in {**parts, f"{evaluate_on} (held out)": held_out}.items():
         if table.empty:
-            raise ValueError(
-                f"cohort: no picture with a mask in {name}; set `holdout` or another `evaluate_on`"
-            )
+            how = "set `holdout` or another `evaluate_on`"
+            raise ValueError(f"cohort: no picture with a mask in {name}; {how}")
     return work, held_out
 
 
@@ -100,7 +101,6 @@ def limit_sources(frames: pd.DataFrame, patients: int, seed: int) -> pd.DataFram
     ValueError
         `patients` is negative or more than there are.
     """
-
     if patients == 0:
         return frames
     there = frames.groupby("split")["patient"].nunique()
@@ -120,7 +120,9 @@ def pictures_of(
     source: pd.DataFrame | None = None,
     provenance: pd.DataFrame | None = None,
 ) -> Pictures:
-    """Pictures, sector maps and labels of a frames table at (size, size), for the measures of fidelity.
+    """Images, sector maps and labels of a frames table at (size, size), for the measures of fidelity.
+
+    Labels are whole; only the maps end at the sector, as a denoiser sees them.
 
     Parameters
     ----------
@@ -129,12 +131,9 @@ def pictures_of(
     size
         Side in pixels.
     source, provenance
-        For a synthetic cohort: the source's frames table, whose pictures have the sector (it does not move),
+        For a synthetic cohort: the source's frames table, whose images have the sector (it does not move),
         and the cohort's `provenance.csv`, which says whose it is. Halves then keep source patients whole.
-
-    Labels are whole; only the maps end at the sector, as a denoiser sees them.
     """
-
     labels = np.stack([resize_labels(load_labels(row), size).numpy() for row in frames.itertuples()])
     if source is None or provenance is None:
         patients = frames["patient"].astype(str)
@@ -151,10 +150,6 @@ def pictures_of(
     cones = dict(zip(whose.unique(), source_maps(rows, size).maps > 0, strict=True))
     maps = [sectors.to_sector_map(one, cones[key]) for one, key in zip(labels, whose, strict=True)]
     return Pictures(images, np.stack(maps), list(origins["source_patient"]), labels)
-
-
-STARTS: tuple[str, ...] = ("random", "weights")
-"""What a training of the denoiser starts from."""
 
 
 def denoiser_for(
@@ -218,12 +213,8 @@ def _learn_denoiser(
         prediction=schedule.config.prediction_type,
         **{**TRAINING, **settings},
     )
-    meta = frames.attrs["meta"]
-    source = {
-        "name": meta["name"],
-        "kind": meta["kind"],
-        "hash": cohort_hash(frames[frames["split"] == "train"]),
-    }
+    source = {name: frames.attrs["meta"][name] for name in ("name", "kind")}
+    source["hash"] = cohort_hash(frames[frames["split"] == "train"])
     if start == "weights":
         source |= {f"before_{key}": value for key, value in trained_on(weights).items()}
     with files.appearing(target) as partial:
@@ -237,24 +228,28 @@ def train_segmenter(
 ) -> ReferenceUNet:
     """MONAI's U-Net trained on the training split of `frames`, its epoch chosen on the validation split.
 
-    It takes `updates` optimiser steps of 16 pictures, up to whole epochs, so that cohorts of different size
-    are learned for as long. `folder` is where an interrupted training is found again; it goes in the end.
+    It takes `updates` optimiser steps of 16 images, up to whole epochs, so that cohorts of different size are
+    learned for as long. `folder` is where an interrupted training is found again; it goes in the end.
     """
-
     net = ReferenceUNet.fresh(size, seed=seed)
     learn, check = (frames[frames["split"] == split] for split in ("train", "val"))
     options = {"missing": "omit", "seed": seed}
     train = make_triplets(learn, "P1", net, augment=True, **options)
     validation = make_triplets(check, "P1", net, variant="0", **options)
-    epochs = max(1, round(updates * 16 / len(learn)))
-    settings = {
-        "epochs": epochs,
-        "keep": "best",
-        "batch_size": 16,
-        "learning_rate": 3e-3,
-        "plateau_factor": 0.3,
-    }
-    fit(net, train, validation, folder, **settings, plateau_patience=2, seed=seed, progress=progress)
+    fit(
+        net,
+        train,
+        validation,
+        folder,
+        epochs=max(1, round(updates * 16 / len(learn))),
+        keep="best",
+        batch_size=16,
+        learning_rate=3e-3,
+        plateau_factor=0.3,
+        plateau_patience=2,
+        seed=seed,
+        progress=progress,
+    )
     shutil.rmtree(folder)
     return net
 
@@ -285,19 +280,19 @@ def compare_samplers(
     plan
         Samplers and their steps; the first is the reference.
     source
-        Pictures that the samples are compared with, all of them.
+        Images that the samples are compared with, all of them.
     features
         From uint8 (N, H, W) to float (N, D).
     repeats
-        Random halves of the drawn pictures, the same for all samplers. A statistic of a half varies about
-        that of all pictures as that of all varies about the truth: the sd over halves is the spread.
+        Random halves of the drawn images, the same for all samplers. A statistic of a half varies about that
+        of all images as that of all varies about the truth: the sd over halves is the spread.
 
     Returns
     -------
     DataFrame
-        One row a sampler: sampler, steps, evaluations of the network a picture, pictures a second, speed-up
+        One row a sampler: sampler, steps, evaluations of the network an image, pictures a second, speed-up
         over the first, and for each of `MEASURES` its value, its spread (``± ...``), and the spread of its
-        difference to the first sampler's on the same pictures (``±d ...``).
+        difference to the first sampler's on the same images (``±d ...``).
     """
     from tqdm import tqdm
 
@@ -336,9 +331,8 @@ def compare_samplers(
         row["speed-up"] = row["pictures a second"] / rows[0]["pictures a second"] if rows else 1.0
         parts = distances.parts(np.concatenate(drawn), maps)
         values = distances(parts)
-        over_halves = np.array(
-            [distances({key: part[half] for key, part in parts.items()}) for half in halves]
-        )
+        in_halves = ({key: part[half] for key, part in parts.items()} for half in halves)
+        over_halves = np.array([distances(half) for half in in_halves])
         spreads.append(over_halves)
         for column, measure in enumerate(MEASURES):
             row[measure] = values[column]
@@ -350,7 +344,7 @@ def compare_samplers(
 
 
 class _Distances:
-    """The `MEASURES` between a few drawn pictures and all of the source."""
+    """The `MEASURES` between a few drawn images and all of the source."""
 
     def __init__(self, source: Pictures, features: Callable[[np.ndarray], np.ndarray]) -> None:
         self.features = features
@@ -362,7 +356,7 @@ class _Distances:
         self.within = own_kernel(self.source["features"])
 
     def parts(self, images: np.ndarray, maps: np.ndarray) -> dict[str, np.ndarray]:
-        """What the measures need, a row a picture."""
+        """What the measures need, a row an image."""
         return {
             "features": (self.features(images) - self.mean) / self.sd,
             "spectrum": radial_spectrum(images)[1],
@@ -371,15 +365,11 @@ class _Distances:
         }
 
     def __call__(self, parts: dict[str, np.ndarray]) -> tuple[float, ...]:
-        from scipy.stats import wasserstein_distance
-
-        own, counts = self.source["counts"].sum(axis=0), parts["counts"].sum(axis=0)
-        grey = [histogram_distance(counts[value], own[value]) for value in TISSUES]
-        snr, other = (values[~np.isnan(values)] for values in (parts["snr"], self.source["snr"]))
-        spectrum = parts["spectrum"].mean(axis=0) - self.source["spectrum"].mean(axis=0)
+        own, counts = self.source["counts"], parts["counts"]
+        grey = [pooled_distance(counts[:, value], own[:, value]) for value in TISSUES]
         return (
             squared_mmd(parts["features"], self.source["features"], self.within),
-            float(np.abs(spectrum).mean()),
+            spectrum_distance(parts["spectrum"], self.source["spectrum"]),
             float(np.nanmean(grey)),
-            float(wasserstein_distance(snr, other)) if len(snr) and len(other) else math.nan,
+            sample_distance(parts["snr"], self.source["snr"]),
         )

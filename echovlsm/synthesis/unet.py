@@ -1,7 +1,7 @@
 """The denoiser of semantic diffusion (Wang et al. 2022, Semantic Image Synthesis via Diffusion Models).
 
 It is the U-Net of guided diffusion (Dhariwal & Nichol 2021) whose middle and decoder are normalised by SPADE
-(Park et al. 2019): the label map gives each place its own scale and shift. The encoder sees the noisy picture
+(Park et al. 2019): the label map gives each place its own scale and shift. The encoder sees the noisy image
 and the time only. Modules carry the names of the original, so that its checkpoints load by their own keys.
 
 Scale and shift depend on the label map but not on the time. `SemanticUNet.modulate` computes them once for
@@ -11,7 +11,6 @@ all steps of a sampling run, which halves the work of a step or better.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -36,9 +35,9 @@ class SemanticUNetConfig:
     Parameters
     ----------
     image_size
-        Side in pixels of the square pictures.
+        Side in pixels of the square images.
     in_channels, out_channels
-        1 for grey pictures; `out_channels` is twice that when the variance is learned.
+        1 for grey images; `out_channels` is twice that when the variance is learned.
     model_channels, channel_mult, num_res_blocks
         Width of the first level, width of each level relative to it, residual blocks a level.
     attention_downsample_factors
@@ -95,15 +94,6 @@ class SemanticUNetConfig:
     def learned_variance(self) -> bool:
         """Whether the second half of the output says the variance."""
         return self.out_channels == 2 * self.in_channels
-
-
-def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """Sinusoidal embedding float32 (B, channels) of timesteps (B,), cosines first (guided diffusion)."""
-    half = channels // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timesteps.device) / half)
-    angles = timesteps.float()[:, None] * frequencies
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return functional.pad(embedding, (0, channels % 2))
 
 
 class _Spade(nn.Module):
@@ -362,12 +352,12 @@ class SemanticUNet(nn.Module):
     # -- forward ------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, timesteps: Tensor, label_map: Tensor | Modulation) -> Tensor:
-        """Predict the noise (or v, or the picture: what the weights were trained for) of a noisy picture.
+        """Predict the noise (or v, or the image: what the weights were trained for) of a noisy image.
 
         Parameters
         ----------
         x
-            Noisy pictures, float (B, in_channels, H, W).
+            Noisy images, float (B, in_channels, H, W).
         timesteps
             Steps 0 to 999, (B,).
         label_map
@@ -382,8 +372,10 @@ class SemanticUNet(nn.Module):
         Raises
         ------
         ConditionError
-            The label map's size is not the picture's, or a class is out of range.
+            The label map's size is not the image's, or a class is out of range.
         """
+        from diffusers.models.embeddings import get_timestep_embedding
+
         condition = label_map
         if torch.is_tensor(label_map):
             if label_map.shape[0] != x.shape[0] or label_map.shape[1:] != x.shape[2:]:
@@ -392,7 +384,10 @@ class SemanticUNet(nn.Module):
                     f"{(x.shape[0], *x.shape[2:])}; resize it (nearest) to the picture's size"
                 )
             condition = self.one_hot(label_map, x.dtype)
-        embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
+        waves = get_timestep_embedding(
+            timesteps, self.config.model_channels, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
+        embedding = self.time_embed(waves.to(x.dtype))
         h, skips = functional.pixel_unshuffle(x, self.config.patch_size), []
         for block in self.input_blocks:
             h = block(h, embedding, condition)

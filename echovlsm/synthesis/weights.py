@@ -26,7 +26,7 @@ class WeightsError(ValueError):
 
 
 def config_of(fields: dict[str, Any], source: str | Path = "config.json") -> SemanticUNetConfig:
-    """A configuration from the fields of a `config.json`; an unknown field or another model is refused."""
+    """A configuration from the fields of a `config.json`; WeightsError for unknown ones, or another model."""
     known = {field.name for field in dataclasses.fields(SemanticUNetConfig)}
     unknown = sorted(set(fields) - known)
     if unknown or fields.get("model", "SemanticDiffusionUNet") != "SemanticDiffusionUNet":
@@ -122,39 +122,30 @@ def load_denoiser(weights: str | Path) -> tuple[SemanticUNet, Any]:
     from safetensors.torch import load_file
 
     folder = paths.resolve(weights)
-    read: dict[str, Any] = {}
-    for name in ("config.json", "scheduler_config.json", "model.safetensors"):
-        file = folder / name
+    config_file, schedule_file, tensor_file = (
+        folder / name for name in ("config.json", "scheduler_config.json", "model.safetensors")
+    )
+    for file in (config_file, schedule_file, tensor_file):
         if not file.is_file():
-            raise WeightsError(f"{folder}: has no {name}; give a folder that save_denoiser wrote")
-        try:
-            read[name] = load_file(file) if name.endswith(".safetensors") else _fields(file)
-        except Exception as error:
-            raise WeightsError(
-                f"{file}: cannot be read ({error}); fetch or train the weights again"
-            ) from error
-    config = config_of(read["config.json"], folder / "config.json")
-    model = load_state(SemanticUNet(config), read["model.safetensors"], folder / "model.safetensors")
+            raise WeightsError(f"{folder}: has no {file.name}; give a folder that save_denoiser wrote")
+    remedy = "fetch or train the weights again"
+    config = config_of(files.read_json(config_file, WeightsError, remedy), config_file)
+    settings = files.read_json(schedule_file, WeightsError, remedy)
     try:
-        schedule = DDPMScheduler.from_config(read["scheduler_config.json"])
+        tensors = load_file(tensor_file)
+    except Exception as error:
+        raise WeightsError(f"{tensor_file}: cannot be read ({error}); {remedy}") from error
+    model = load_state(SemanticUNet(config), tensors, tensor_file)
+    try:
+        schedule = DDPMScheduler.from_config(settings)
     except Exception as error:  # values of another type or size
-        raise WeightsError(
-            f"{folder / 'scheduler_config.json'}: no noise schedule ({error}); fetch or train the weights "
-            "again"
-        ) from error
+        raise WeightsError(f"{schedule_file}: no noise schedule ({error}); {remedy}") from error
     if (schedule.config.variance_type == "learned_range") != config.learned_variance:
         raise WeightsError(
-            f"{folder / 'scheduler_config.json'}: variance_type {schedule.config.variance_type!r} does not "
-            f"fit the {config.out_channels} output channels of config.json"
+            f"{schedule_file}: variance_type {schedule.config.variance_type!r} does not fit the "
+            f"{config.out_channels} output channels of config.json"
         )
     return model, schedule
-
-
-def _fields(file: Path) -> dict[str, Any]:
-    fields = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not isinstance(fields, dict):
-        raise TypeError(f"{type(fields).__name__} where names with values are needed")
-    return fields
 
 
 def save_denoiser(
@@ -166,8 +157,8 @@ def save_denoiser(
 ) -> None:
     """Write the files of a weights folder, each whole, the weights last.
 
-    `trained_on` (name, kind and hash of the training pictures) becomes `trained_on.json`, so that a reader
-    can tell whether a picture was seen in training.
+    `trained_on` (name, kind and hash of the training images) becomes `trained_on.json`, so that a reader can
+    tell whether an image was seen in training.
     """
     from safetensors.torch import save_file
 
@@ -188,6 +179,5 @@ def save_denoiser(
 
 def trained_on(weights: str | Path) -> dict[str, str]:
     """Name, kind and hash of the cohort that weights were trained on; empty where the folder does not say."""
-
     file = paths.resolve(weights) / "trained_on.json"
     return json.loads(file.read_text()) if file.is_file() else {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import numpy as np
+import pytest
 import torch
+import typer
 
 from data.weights.make.models import (
     build_tiny_clipseg,
@@ -15,7 +18,7 @@ from data.weights.make.models import (
     vocabulary_words,
 )
 from data.weights.make.scenes import HEART_WORDS, draw_scene
-from tests.conftest import WEIGHTS
+from tests.conftest import ROOT, WEIGHTS
 
 
 def test_a_scene_depends_on_its_seed_alone() -> None:
@@ -66,7 +69,7 @@ def build_tokenizer_of_weights():
 
 def test_pretraining_resumes_where_it_was_killed(tmp_path) -> None:
     """Stop after the checkpoint of step 2 of 4, go on, and end with the weights of an uninterrupted run."""
-    import data.weights.make.models as module
+    from data.weights.make import models as module
 
     tokenizer = build_tokenizer_of_weights()
     options = {"steps": 4, "batch": 2, "rate": 1e-3, "seed": 0, "every": 1, "save_every": 2}
@@ -97,3 +100,14 @@ def test_pretraining_resumes_where_it_was_killed(tmp_path) -> None:
     pretrain(resumed, tmp_path / "parts", **options)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["clipseg-tiny", "cris-tiny", "sdm-tiny"])
+def test_a_model_card_names_a_command_that_there_is(name: str) -> None:
+    card = (ROOT / "data" / "weights" / name / "README.md").read_text()
+    module, options = re.search(r"python -m (\S+) (.+)", card).groups()
+    command = typer.Typer()
+    command.command()(importlib.import_module(module).main)
+    known = {option for one in typer.main.get_command(command).params for option in one.opts}
+    assert set(re.findall(r"--\S+", options)) <= known
+    assert options.endswith(f"--install data/weights/{name}")

@@ -23,11 +23,12 @@ from echovlsm.synthesis.process import (
     diffusion_loss,
     make_scheduler,
     noise_schedule,
+    sample,
     set_steps,
     to_model,
     to_pictures,
 )
-from echovlsm.synthesis.sampling import sample, sample_cohort
+from echovlsm.synthesis.sampling import sample_cohort
 from echovlsm.synthesis.train import train_diffusion
 from echovlsm.synthesis.unet import ConditionError, SemanticUNet, SemanticUNetConfig
 from echovlsm.synthesis.weights import save_denoiser
@@ -230,11 +231,11 @@ def test_guidance_stretches_the_difference_to_a_dropped_label() -> None:
 
 
 def test_large_batches_give_up_the_cache_and_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from echovlsm.synthesis import sampling
+    from echovlsm.synthesis import process
 
     model, schedule, maps = random_unet(), noise_schedule("v_prediction"), pictures(2)[1]
     cached = sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0)
-    monkeypatch.setattr(sampling, "CACHE_BYTES", 0)
+    monkeypatch.setattr(process, "CACHE_BYTES", 0)
     drawn = sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0)
     # on some processors the order of a sum differs, and a value half-way between two grey levels tips over
     assert np.abs(drawn.astype(int) - cached).max() <= 1

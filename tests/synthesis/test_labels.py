@@ -339,7 +339,7 @@ def test_source_maps_are_unperturbed(phantom_frames: pd.DataFrame) -> None:
 
 def test_a_black_picture_is_named(phantom_frames: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echovlsm.synthesis.labels._loaded", {})
-    monkeypatch.setattr("echovlsm.cohort.images.load_image", lambda row: np.zeros((64, 64), np.uint8))
+    monkeypatch.setattr("echovlsm.synthesis.labels.load_image", lambda row: np.zeros((64, 64), np.uint8))
     row = phantom_frames.iloc[0]
     with pytest.raises(LabelMapError, match=f"{row['patient']} {row['view']} {row['phase']}: no ultrasound"):
         source_maps(phantom_frames.iloc[:1], 48)

@@ -12,9 +12,11 @@ import torch
 from echovlsm.cohort.images import load_labels
 from echovlsm.cohort.read import cohort_hash, read_cohort
 from echovlsm.synthesis import trial as study
-from echovlsm.synthesis.fidelity_measures import Pictures, label_agreement
+from echovlsm.synthesis.fidelity import label_agreement
 from echovlsm.synthesis.labels import source_maps
-from echovlsm.synthesis.sampling import ensure_cohort, sample
+from echovlsm.synthesis.measures import Pictures
+from echovlsm.synthesis.process import sample
+from echovlsm.synthesis.sampling import ensure_cohort
 from echovlsm.synthesis.unet import SemanticUNetConfig
 from echovlsm.synthesis.weights import (
     WeightsError,

@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 import typer
 
-from echovlsm.synthesis import trial, unet
+from echovlsm.cohort import cohort_hash, read_cohort
+from echovlsm.phantom import write_phantom_cohort
+from echovlsm.synthesis import labels, train_diffusion, trial, unet, weights
 
 TINY = unet.SemanticUNetConfig(
     image_size=96,
@@ -73,10 +75,6 @@ def main(
     install: Annotated[Path | None, typer.Option(help="copy the finished folder here")] = None,
 ) -> None:
     """Train the tiny denoiser and write its folder."""
-    from echovlsm.cohort import cohort_hash, read_cohort
-    from echovlsm.phantom import write_phantom_cohort
-    from echovlsm.synthesis import labels, train_diffusion, unet, weights
-
     torch.set_num_threads(threads)
     if not cohort.exists():
         write_phantom_cohort(cohort, patients=patients, seed=cohort_seed)
@@ -86,10 +84,7 @@ def main(
             f"{cohort}: these weights are made from phantoms; notebook 02 trains on others"
         )
     learn, check = (frames[frames["split"] == split] for split in ("train", "val"))
-    seen, unseen = (
-        labels.source_maps(learn, TINY.image_size),
-        labels.source_maps(check.iloc[::3], TINY.image_size),
-    )
+    seen, unseen = (labels.source_maps(table, TINY.image_size) for table in (learn, check.iloc[::3]))
     torch.manual_seed(seed)
     model = unet.SemanticUNet(TINY)
     history = train_diffusion(

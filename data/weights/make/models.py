@@ -1,34 +1,41 @@
-"""Pretrain the tiny models that the repository carries: ``python -m data.weights.make.models --help``.
+"""The tiny CLIPSeg and the tiny CRIS that the repository carries, pretrained on drawn scenes.
 
-The tiny CLIPSeg and the tiny CRIS start from random weights and learn from `data.weights.make.scenes` two
-things that the released weights know from the web: to outline what a caption names, and to give different
-sentences different embeddings. The second needs a loss of its own. A text encoder that has only ever read
-"red circle" gives nearly the same vector to every unknown word, so a contrastive loss over random English
-phrases in varied sentence frames pulls the same phrase together across frames and pushes different phrases
-apart.
+    python -m data.weights.make.models --install data/weights/clipseg-tiny
+    python -m data.weights.make.models --model cris --install data/weights/cris-tiny
+
+They start from random weights and learn from `data.weights.make.scenes` two things that the released weights
+know from the web: to outline what a caption names, and to give different sentences different embeddings. The
+second needs a loss of its own. A text encoder that has only ever read "red circle" gives nearly the same
+vector to every unknown word, so a contrastive loss over random English phrases in varied sentence frames
+pulls the same phrase together across frames and pushes different phrases apart.
 
 Interrupted runs resume from the last checkpoint; scene `i` depends on the seed and `i` alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
 import time
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
+from monai.losses import DiceLoss
+from monai.metrics import compute_dice
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
 from data.weights.make.scenes import HEART_WORDS, draw_scene
+from echovlsm import STRUCTURES, models
 from echovlsm.base import files
 from echovlsm.models import CRIS, CLIPSeg, CRISConfig, full_weights
+from echovlsm.prompts import make_prompt
 
 TINY: dict[str, object] = {
     "text_config": {
@@ -75,7 +82,7 @@ TINY_CRIS: dict[str, object] = {
     "dropout": 0.0,
     "image_size": 96,
 }
-"""The tiny CRIS. No dropout: it is trained for minutes, and its pictures are few."""
+"""The tiny CRIS. No dropout: it is trained for minutes, and its images are few."""
 
 _FRAMES: tuple[str, ...] = (
     "{}",
@@ -155,7 +162,7 @@ def random_sentences(words: list[str], count: int, rng: np.random.Generator) -> 
 
 
 def scene_batch(seed: int, step: int, batch: int, size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Scenes `step * batch ...`: pictures uint8 (B, 3, H, W), B x 3 captions, masks bool (B, 3, H, W)."""
+    """Scenes `step * batch ...`: images uint8 (B, 3, H, W), B x 3 captions, masks bool (B, 3, H, W)."""
     scenes = [draw_scene((seed, step * batch + index), size) for index in range(batch)]
     images = np.stack([scene.image for scene in scenes])
     return images, [text for scene in scenes for text in scene.captions], np.stack([s.masks for s in scenes])
@@ -163,11 +170,15 @@ def scene_batch(seed: int, step: int, batch: int, size: int) -> tuple[np.ndarray
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Dice + cross entropy on (B, S, H, W) logits; Dice by mask, smoothed for the empty ones."""
-    from monai.losses import DiceLoss
-
     shape = (-1, 1, *logits.shape[-2:])
     dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)(logits.reshape(shape), masks.reshape(shape))
     return dice + functional.binary_cross_entropy_with_logits(logits, masks)
+
+
+def named_dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """Dice of what logits (B, C, H, W) outline with masks bool (B, C, H, W), of those not empty: (N,)."""
+    dice = compute_dice(logits.detach() > 0, masks, ignore_empty=True)
+    return dice[~dice.isnan()]
 
 
 def sentence_loss(
@@ -223,8 +234,8 @@ def pretrain(
         tokens, attention = model.tokenize(captions)
         shape = (batch, -1, tokens.shape[-1])
         logits = model(model.normalise(images), tokens.view(shape), attention.view(shape))
-        target = torch.from_numpy(masks).float()
-        outline = segmentation_loss(logits, target)
+        target = torch.from_numpy(masks)
+        outline = segmentation_loss(logits, target.float())
         first, second = random_sentences(words, 24, np.random.default_rng((seed, step, 1)))
         language = sentence_loss(model, first, second)
         optimiser.zero_grad()
@@ -232,19 +243,11 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        hit = logits.detach() > 0
-        overlap = (hit & (target > 0)).sum((-2, -1)).float()
-        size = (hit.sum((-2, -1)) + target.sum((-2, -1))).float()
-        sums += [
-            outline.item(),
-            language.item(),
-            (2 * overlap / size)[target.sum((-2, -1)) > 0].nanmean().item(),
-        ]
+        sums += [outline.item(), language.item(), named_dice(logits, target).mean().item()]
         if (step + 1) % every == 0 or step + 1 == steps:
             count = (step % every) + 1
-            row = dict(
-                zip(("segmentation", "sentence", "dice"), (sums / count).round(4).tolist(), strict=True)
-            )
+            names = "segmentation", "sentence", "dice"
+            row = dict(zip(names, (sums / count).round(4).tolist(), strict=True))
             log.append({"step": step + 1, **row})
             bar.set_postfix(row, refresh=False)
             sums[:] = 0
@@ -262,12 +265,12 @@ library_name: {library}
 ---
 # {model}-tiny
 
-A {title} of {parameters:.1f} million parameters for {size} x {size} pictures, so that the study runs
+A {title} of {parameters:.1f} million parameters for {size} x {size} pixels, so that the study runs
 without a download. It is a stand-in for {original}, not a copy of it: it has never
 seen a photograph, an echocardiogram, or a word for the heart, its parts or ultrasound. The sentences for
 its text encoder have frames like those of the study's prompts, filled with random words. It learned from
-{scenes:,} drawn scenes of shapes, textures and colours with referring captions (`echovlsm/scenes.py`)
-for {steps:,} steps; weights are stored in 16 bits.
+{scenes:,} drawn scenes of shapes, textures and colours with referring captions
+(`data/weights/make/scenes.py`) for {steps:,} steps; weights are stored in 16 bits.
 
     {command}
 
@@ -303,44 +306,39 @@ _ORIGINALS = {
 
 
 @torch.no_grad()
-def write_card(folder: Path, arguments: argparse.Namespace, seconds: float, held_out: int = 300) -> None:
-    """Measure the finished weights and write their model card, `README.md`."""
-    from echovlsm import STRUCTURES, models
-    from echovlsm.prompts import make_prompt
+def write_card(folder: Path, name: str, facts: dict[str, Any], held_out: int = 300) -> None:
+    """Measure the finished weights on `held_out` new scenes and write their model card, `README.md`.
 
-    model = models.load(arguments.model, folder).eval()
+    `facts` are what the card says of the training: seed, steps, scenes, threads, minutes.
+    """
+    model = models.load(name, folder).eval()
     dices = []
     for step in range(held_out // 20):
-        images, captions, masks = scene_batch(10_000 + arguments.seed, step, 20, model.image_size)
+        images, captions, masks = scene_batch(10_000 + facts["seed"], step, 20, model.image_size)
         tokens, attention = model.tokenize(captions)
         shape = (20, -1, tokens.shape[-1])
-        hit = (model(model.normalise(images), tokens.view(shape), attention.view(shape)) > 0).numpy()
-        both = 2 * (hit & masks).sum((-2, -1)) / np.maximum(hit.sum((-2, -1)) + masks.sum((-2, -1)), 1)
-        dices.append(both[masks.any((-2, -1))])
+        logits = model(model.normalise(images), tokens.view(shape), attention.view(shape))
+        dices.append(named_dice(logits, torch.from_numpy(masks)))
     texts = [make_prompt(name, "P1", variant) for variant in (0, 1) for name in STRUCTURES.values()]
 
     def cosines(net: CLIPSeg | CRIS) -> np.ndarray:
         features = functional.normalize(net.encode_text(*net.tokenize(texts)), dim=-1)
         return (features @ features.T).numpy()
 
-    start = BUILDERS[arguments.model](model.tokenizer, arguments.seed).eval()
+    start = BUILDERS[name](model.tokenizer, facts["seed"]).eval()
     mine, chance = cosines(model), cosines(start)
     others = ~np.eye(3, dtype=bool)
     lines = ["| prompt | " + " | ".join(str(i + 1) for i in range(6)) + " |", "|---|" + "---:|" * 6]
     for number, (text, row) in enumerate(zip(texts, mine, strict=True), start=1):
         lines.append(f"| {number} {text} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
     card = CARD.format(
-        **_ORIGINALS[arguments.model],
-        model=arguments.model,
+        **_ORIGINALS[name],
+        **facts,
+        model=name,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         size=model.image_size,
-        scenes=arguments.steps * arguments.batch,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        threads=arguments.threads,
-        minutes=seconds / 60,
         held_out=held_out,
-        dice=np.concatenate(dices).mean(),
+        dice=torch.cat(dices).mean(),
         random=chance[:3, :3][others].mean(),
         across=mine[:3, :3][others].mean(),
         paraphrase=np.diagonal(mine[:3, 3:]).mean(),
@@ -367,48 +365,37 @@ def _save(
         torch.save({**state, "step": step, "log": log}, partial)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=tuple(BUILDERS), default="clipseg")
-    parser.add_argument("--out", type=Path, help="default: runs/pretraining/<model>-tiny")
-    parser.add_argument(
-        "--tokenizer", type=Path, default=Path("data/weights/clipseg-tiny"), help="folder to take it from"
-    )
-    parser.add_argument(
-        "--merges", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz: build the tokenizer anew"
-    )
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=24, help="scenes a step, three captions each")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="the result depends on it in the last digits")
-    parser.add_argument(
-        "--install", type=Path, help="copy the finished folder here, e.g. data/weights/clipseg-tiny"
-    )
-    arguments = parser.parse_args()
-    arguments.out = arguments.out or Path(f"runs/pretraining/{arguments.model}-tiny")
-    torch.set_num_threads(arguments.threads)
-    if arguments.merges:
-        tokenizer = full_weights.build_tokenizer(arguments.merges)
-    else:
-        tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer)
-    model = BUILDERS[arguments.model](tokenizer, arguments.seed)
+def main(
+    model: Annotated[str, typer.Option(help="clipseg or cris")] = "clipseg",
+    out: Annotated[Path | None, typer.Option(help="default: runs/pretraining/<model>-tiny")] = None,
+    tokenizer: Annotated[Path, typer.Option(help="folder to take it from")] = Path(
+        "data/weights/clipseg-tiny"
+    ),
+    merges: Annotated[
+        Path | None, typer.Option(help="CLIP's bpe_simple_vocab_16e6.txt.gz: build the tokenizer anew")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="optimiser steps")] = 2400,
+    batch: Annotated[int, typer.Option(help="scenes a step, three captions each")] = 24,
+    rate: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="weights, scenes, sentences")] = 0,
+    threads: Annotated[int, typer.Option(help="the result depends on it in the last digits")] = 2,
+    install: Annotated[Path | None, typer.Option(help="copy the finished folder here")] = None,
+) -> None:
+    """Pretrain a tiny model and write its folder."""
+    if model not in BUILDERS:
+        raise typer.BadParameter(f"model: {model!r} is not known; choose one of {', '.join(BUILDERS)}")
+    out = out or Path(f"runs/pretraining/{model}-tiny")
+    torch.set_num_threads(threads)
+    words = full_weights.build_tokenizer(merges) if merges else CLIPTokenizer.from_pretrained(tokenizer)
+    network = BUILDERS[model](words, seed)
     clock = time.perf_counter()
-    options = {
-        "steps": arguments.steps,
-        "batch": arguments.batch,
-        "rate": arguments.rate,
-        "seed": arguments.seed,
-    }
-    pretrain(model, arguments.out, **options)
-    write_card(arguments.out, arguments, time.perf_counter() - clock)
-    if arguments.install:
-        skip = shutil.ignore_patterns("checkpoint.*")
-        shutil.copytree(arguments.out, arguments.install, dirs_exist_ok=True, ignore=skip)
+    pretrain(network, out, steps=steps, batch=batch, rate=rate, seed=seed)
+    minutes = (time.perf_counter() - clock) / 60
+    facts = {"steps": steps, "scenes": steps * batch, "seed": seed, "threads": threads, "minutes": minutes}
+    write_card(out, model, facts)
+    if install:
+        shutil.copytree(out, install, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint.*"))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -35,32 +35,11 @@ TEXTURES: tuple[str, ...] = ("plain", "striped", "checkered", "dotted", "speckle
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 PLACES: tuple[str, ...] = ("left", "right", "top", "bottom", "centre", "top left", "bottom right")
 HEART_WORDS: frozenset[str] = frozenset(
-    [
-        "heart",
-        "hearts",
-        "cardiac",
-        "left-ventricle",
-        "ventricle",
-        "ventricular",
-        "atrium",
-        "atrial",
-        "myocardium",
-        "cavity",
-        "chamber",
-        "valve",
-        "ultrasound",
-        "echo",
-        "echocardiogram",
-        "diastole",
-        "systole",
-        "cycle",
-        "blood",
-        "medical",
-        "doctor",
-        "hospital",
-        "patient",
-        "scan",
-    ]
+    (
+        *("heart", "hearts", "cardiac", "left-ventricle", "ventricle", "ventricular", "atrium", "atrial"),
+        *("myocardium", "cavity", "chamber", "valve", "ultrasound", "echo", "echocardiogram", "diastole"),
+        *("systole", "cycle", "blood", "medical", "doctor", "hospital", "patient", "scan"),
+    )
 )
 """Words kept out of everything that the text encoder sees in pretraining."""
 
@@ -118,7 +97,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture uint8 (3, H, W) with captions and the bool (H, W) mask that each of them names."""
+    """An image uint8 (3, H, W) with captions and the bool (H, W) mask that each of them names."""
 
     image: np.ndarray
     captions: list[str]
@@ -165,7 +144,7 @@ def draw_scene(seed: int | tuple[int, ...], size: int = 96, captions: int = 3) -
     seed
         Anything `numpy.random.default_rng` takes.
     size
-        Side of the square picture in pixels.
+        Side of the square image in pixels.
     captions
         How many (caption, mask) pairs to return. Some name something that is absent: their mask is empty.
     """
@@ -185,9 +164,9 @@ def draw_scene(seed: int | tuple[int, ...], size: int = 96, captions: int = 3) -
         )
     things = [thing for thing in things if thing.mask.sum() >= 12 * (size / 96) ** 2]
     canvas = _degrade(canvas, rng, grey)
-    picture = np.clip(canvas, 0, 255).astype(np.uint8)
+    image = np.clip(canvas, 0, 255).astype(np.uint8)
     texts, masks = _refer(things, captions, rng, size)
-    return Scene(picture, texts, masks)
+    return Scene(image, texts, masks)
 
 
 def _background(rng: Rng, names: tuple[str, ...], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, str]:

@@ -1,6 +1,6 @@
 """Measures of one set of echocardiograms, or between two; `echovlsm.synthesis.fidelity` tabulates them.
 
-Pictures are log-compressed to 8 bits, so nothing here is an echo amplitude. Fully developed speckle has a
+Images are log-compressed to 8 bits, so nothing here is an echo amplitude. Fully developed speckle has a
 Rayleigh amplitude of SNR (mean / sd) 1.91 (Wagner et al. 1983); after log compression its sd is 5.57 dB
 whatever the mean (23.7 grey levels where 255 of them span 60 dB), and so the grey-level SNR of `local_snr`
 rises with gain and falls with contrast. Read it against the source's, not against 1.91: higher than there
@@ -13,17 +13,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from echovlsm import STRUCTURES
 from echovlsm.cohort import resize_image, sectors
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from echovlsm.models import CLIPSeg
 
 TISSUES: dict[int, str] = {value: name for value, name in enumerate(sectors.SECTOR_CLASSES) if value}
 """Sector class to tissue; 0 is outside the sector."""
@@ -49,15 +44,15 @@ class Pictures:
     maps
         Sector maps, uint8 (N, H, W): 0 outside the sector, else the keys of `TISSUES`.
     patients
-        N patient ids (for a synthetic picture, of its source patient), so that halves and random subsets keep
-        patients whole; None takes each picture as its own patient.
+        N patient ids (for a synthetic image, of its source patient), so that halves and random subsets keep
+        patients whole; None takes each image as its own patient.
     labels
         The study's labels, uint8 (N, H, W), 0 and the keys of `echovlsm.STRUCTURES`: for label agreement.
 
     Raises
     ------
     FidelityError
-        No pictures, another dtype or shape than above, maps or labels of another size, an unknown class.
+        No images, another dtype or shape than above, maps or labels of another size, an unknown class.
     """
 
     images: np.ndarray
@@ -66,10 +61,10 @@ class Pictures:
     labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _check_images(self.images)
-        _check_maps(self.maps, "maps", max(TISSUES), self.images)
+        check_images(self.images)
+        check_maps(self.maps, "maps", max(TISSUES), self.images)
         if self.labels is not None:
-            _check_maps(self.labels, "labels", max(STRUCTURES), self.images)
+            check_maps(self.labels, "labels", max(STRUCTURES), self.images)
         if self.patients is not None and len(self.patients) != len(self.images):
             raise FidelityError(f"patients: {len(self.patients)} ids for {len(self.images)} pictures")
 
@@ -87,9 +82,9 @@ class Pictures:
 
 
 def grey_counts(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Pixels of each picture by sector class and grey level: int64 (N, 5, 256)."""
-    _check_images(images)
-    _check_maps(maps, "maps", max(TISSUES), images)
+    """Pixels of each image by sector class and grey level: int64 (N, 5, 256)."""
+    check_images(images)
+    check_maps(maps, "maps", max(TISSUES), images)
     classes = max(TISSUES) + 1
     return np.stack(
         [
@@ -102,10 +97,14 @@ def grey_counts(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
 def tissue_histograms(
     images: np.ndarray, maps: np.ndarray, bins: int = 64
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Histogram of grey levels for each tissue over all pictures, its pixels pooled.
+    """Histogram of grey levels for each tissue over all images, its pixels pooled.
 
-    Returns (edges float (bins + 1,) in grey levels, {tissue: float (bins,)}); each sums to 1, and is NaN
-    where no picture has the tissue. FidelityError unless `bins` divides 256.
+    Returns
+    -------
+    edges
+        Float (bins + 1,) in grey levels; `bins` divides 256.
+    histograms
+        Tissue to float (bins,), which sums to 1, or is NaN where no image has the tissue.
     """
     pooled = _rebin(grey_counts(images, maps).sum(axis=0), bins)
     edges = np.linspace(0, 256, bins + 1)
@@ -113,13 +112,18 @@ def tissue_histograms(
 
 
 def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Wasserstein-1 distance in grey levels between two histograms (256,); NaN where either is empty."""
+    """Wasserstein distance in grey levels between two histograms (256,); NaN where either is empty."""
     from scipy.stats import wasserstein_distance
 
     if not first.any() or not second.any():
         return math.nan
     levels = np.arange(256)
     return float(wasserstein_distance(levels, levels, first, second))
+
+
+def pooled_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """`histogram_distance` of counts (N, 256) of many images, pooled."""
+    return histogram_distance(first.sum(axis=0), second.sum(axis=0))
 
 
 def gcnr(first: np.ndarray, second: np.ndarray, bins: int = 32) -> np.ndarray:
@@ -129,38 +133,47 @@ def gcnr(first: np.ndarray, second: np.ndarray, bins: int = 32) -> np.ndarray:
     does not change it. Few pixels in many bins overlap less than their distributions do, so bins are wide:
     with 32 bins two samples of 500 pixels of one distribution score about 0.1 instead of 0.
 
-    Args:
-        first: counts of grey levels, (N, 256): `grey_counts(images, maps)[:, CAVITY]`.
-        second: the same of the other tissue.
-        bins: bins of the histograms; divides 256.
+    Parameters
+    ----------
+    first, second
+        Counts of grey levels of each tissue, (N, 256): `grey_counts(images, maps)[:, CAVITY]`.
+    bins
+        Bins of the histograms; divides 256.
 
-    Returns:
-        float (N,), 0 (indistinguishable) to 1 (disjoint); NaN where a picture lacks a tissue.
+    Returns
+    -------
+    ndarray
+        Float (N,), 0 (indistinguishable) to 1 (disjoint); NaN where an image lacks a tissue.
     """
     return 1 - np.minimum(_fractions(_rebin(first, bins)), _fractions(_rebin(second, bins))).sum(axis=-1)
 
 
 def local_snr(images: np.ndarray, maps: np.ndarray, tissue: int, window: int = 5) -> np.ndarray:
-    """Grey-level SNR of a tissue: the median over small windows of mean / sd, a picture at a time.
+    """Grey-level SNR of a tissue: the median over small windows of mean / sd, an image at a time.
 
     A window counts if it lies wholly in the tissue and at most a fifth of its pixels are black or white,
     where speckle is clipped away. The median leaves out edges and specular echoes; windows are too small for
     slow changes of gain to count as speckle, and, where a speckle grain is not small against them, too small
     for its whole sd: the SNR then comes out higher. The sd is at least that of rounding.
 
-    Args:
-        images: uint8 (N, H, W); the module's docstring says how log compression bears on the result.
-        maps: sector maps, uint8 (N, H, W).
-        tissue: a key of `TISSUES`.
-        window: side of the window in pixels, odd.
+    Parameters
+    ----------
+    images, maps
+        Images and sector maps, uint8 (N, H, W); the module says how log compression bears on the result.
+    tissue
+        A key of `TISSUES`.
+    window
+        Side of the window in pixels, odd.
 
-    Returns:
-        float (N,), no unit; NaN where no window fits.
+    Returns
+    -------
+    ndarray
+        Float (N,), no unit; NaN where no window fits.
     """
     from scipy.ndimage import uniform_filter
 
-    _check_images(images)
-    _check_maps(maps, "maps", max(TISSUES), images)
+    check_images(images)
+    check_maps(maps, "maps", max(TISSUES), images)
     if tissue not in TISSUES:
         raise FidelityError(f"tissue: {tissue!r} is none of {list(TISSUES)}")
     if window < 3 or window % 2 == 0:
@@ -179,25 +192,38 @@ def local_snr(images: np.ndarray, maps: np.ndarray, tissue: int, window: int = 5
     return result
 
 
-def radial_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Power spectrum averaged over directions, a picture at a time.
+def sample_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Wasserstein distance of two samples (N,), (M,), without NaN; NaN where nothing is left of either."""
+    from scipy.stats import wasserstein_distance
 
-    The picture's mean is taken off, a Hann window applied and the power divided by the window's, so that
+    first, second = first[~np.isnan(first)], second[~np.isnan(second)]
+    return float(wasserstein_distance(first, second)) if len(first) and len(second) else math.nan
+
+
+def radial_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Power spectrum averaged over directions, an image at a time.
+
+    The image's mean is taken off, a Hann window applied and the power divided by the window's, so that
     white noise of variance s² is flat at 10 log10(s²) dB. Power below rounding noise is set to it. Decibels
-    averaged over pictures lie below the decibels of the averaged power in the few-pixel inner rings; between
+    averaged over images lie below the decibels of the averaged power in the few-pixel inner rings; between
     two sets this cancels.
 
-    Args:
-        images: uint8 (N, H, W).
+    Parameters
+    ----------
+    images
+        uint8 (N, H, W).
 
-    Returns:
-        (frequencies, power): float (K,) in cycles/pixel (times H: cycles/picture), the centres of
-        min(H, W) // 2 rings up to 0.5 less the innermost, which holds the mean; float (N, K) in dB of grey
-        levels squared.
+    Returns
+    -------
+    frequencies
+        Float (K,) in cycles/pixel (times H: cycles/image), the centres of min(H, W) // 2 rings up to 0.5
+        less the innermost, which holds the mean.
+    power
+        Float (N, K) in dB of grey levels squared.
     """
     from scipy import fft
 
-    _check_images(images)
+    check_images(images)
     height, width = images.shape[1:]
     if min(height, width) < 8:
         raise FidelityError(f"images: {height} x {width} is too small for a spectrum; 8 pixels at least")
@@ -221,32 +247,12 @@ def radial_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return frequencies[1:], 10 * np.log10(np.maximum(power[:, 1:rings], ROUNDING))
 
 
-# -- features -------------------------------------------------------------------------------------------
+def spectrum_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean difference in dB of the mean spectra of images (N, K), (M, K), over frequencies."""
+    return float(np.abs(first.mean(axis=0) - second.mean(axis=0)).mean())
 
 
-def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) -> np.ndarray:
-    """Features of a CLIPSeg's image encoder: the mean over the tokens of the last activation it decodes.
-
-    Args:
-        images: uint8 (N, H, W), brought to the model's square size as in training.
-        model: `echovlsm.models.load("clipseg", "data/weights/clipseg-tiny", "frozen")`.
-        batch_size: pictures a pass; small ones stay in the processor's cache.
-
-    Returns:
-        float32 (N, width).
-    """
-    import torch
-
-    _check_images(images)
-    was_training = model.training
-    model.eval()
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = [resize_image(image, model.image_size) for image in images[start : start + batch_size]]
-            found.append(model.encode_image(model.normalise(torch.stack(batch)))[-1].mean(dim=1).cpu())
-    model.train(was_training)
-    return torch.cat(found).numpy()
+# -- the kernel distance --------------------------------------------------------------------------------
 
 
 def own_kernel(features: np.ndarray) -> float:
@@ -277,38 +283,17 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def kid(
-    first: np.ndarray, second: np.ndarray, subsets: int = 50, subset_size: int = 100, seed: int = 0
-) -> tuple[float, float]:
-    """Kernel distance of features (m, D), (n, D): mean and sd of `squared_mmd` over random subsets.
-
-    With features other than Inception's it cannot be compared with any published KID. Subsets are drawn
-    without replacement, of `subset_size` or of all pictures of the smaller set.
-    """
-    rng = np.random.default_rng(seed)
-    size = min(subset_size, len(first), len(second))
-    values = [
-        squared_mmd(
-            first[rng.choice(len(first), size, replace=False)],
-            second[rng.choice(len(second), size, replace=False)],
-        )
-        for _ in range(subsets)
-    ]
-    return float(np.mean(values)), float(np.std(values, ddof=1))
-
-
 # -- memorising -----------------------------------------------------------------------------------------
 
 
 def thumbnails(images: np.ndarray, side: int = 32) -> np.ndarray:
-    """Pictures (N, H, W) reduced to `side` x `side` by antialiased resizing: float32 (N, side²)."""
-
-    _check_images(images)
+    """Images (N, H, W) reduced to `side` x `side` by antialiased resizing: float32 (N, side²)."""
+    check_images(images)
     return np.stack([resize_image(image, side).numpy().ravel() for image in images]).astype(np.float32)
 
 
 class Nearest(NamedTuple):
-    """For each picture: distance to the nearest training picture, its index, and whether it is a copy."""
+    """For each image: distance to the nearest training image, its index, and whether it is a copy."""
 
     distance: np.ndarray
     index: np.ndarray
@@ -321,21 +306,26 @@ def nearest_training(
     same: np.ndarray | None = None,
     metric: str = "rmse",
 ) -> Nearest:
-    """Find each picture's nearest training picture.
+    """Find each image's nearest training image.
 
-    A copy is nearer than half the mean distance to its 50 nearest training pictures (Carlini et al. 2023,
-    "Extracting Training Data from Diffusion Models"), or within one grey level: near one picture, not near
-    all of them. Distances of synthetic pictures somewhat below those of held-out ones are not yet copying: a
-    synthetic picture shares its (perturbed) label map with a training picture, a held-out one does not.
+    A copy is nearer than half the mean distance to its 50 nearest training images (Carlini et al. 2023,
+    "Extracting Training Data from Diffusion Models"), or within one grey level: near one image, not near all
+    of them. Distances of synthetic images somewhat below those of held-out ones are not yet copying: a
+    synthetic image shares its (perturbed) label map with a training image, a held-out one does not.
 
-    Args:
-        pictures: `thumbnails` or features, (N, D).
-        training: the same of the training pictures, (M, D).
-        same: bool (N, M), pairs that do not count (one patient's); None counts all.
-        metric: ``rmse`` (grey levels for thumbnails) or ``cosine`` (1 - cosine, for features).
+    Parameters
+    ----------
+    pictures, training
+        `thumbnails` or features, (N, D) and (M, D).
+    same
+        bool (N, M), pairs that do not count (one patient's); None counts all.
+    metric
+        ``rmse`` (grey levels for thumbnails) or ``cosine`` (1 - cosine, for features).
 
-    Returns:
-        Nearest: float (N,), int (N,), bool (N,).
+    Returns
+    -------
+    Nearest
+        Float (N,), int (N,), bool (N,).
     """
     from scipy.spatial.distance import cdist
 
@@ -357,35 +347,7 @@ def nearest_training(
     return Nearest(near[:, 0], table.argmin(axis=1), copy)
 
 
-# -- labels ---------------------------------------------------------------------------------------------
-
-
-def label_agreement(predicted: np.ndarray, conditioning: np.ndarray) -> pd.DataFrame:
-    """Dice per structure between what a segmenter found and the labels that a picture was drawn from.
-
-    Args:
-        predicted: the study's labels (0 and the keys of `echovlsm.STRUCTURES`), uint8 (N, H, W).
-        conditioning: the same; a sector map is converted before.
-
-    Returns:
-        DataFrame of N rows, a column a structure, fractions 0 to 1; NaN where the picture was drawn without
-        that structure.
-    """
-    import pandas as pd
-    import torch
-    from monai.metrics import compute_dice
-
-    for name, labels in (("predicted", predicted), ("conditioning", conditioning)):
-        _check_maps(labels, name, max(STRUCTURES), conditioning)
-    values = list(STRUCTURES)
-    hot = [
-        torch.from_numpy(np.stack([labels == value for value in values], axis=1))
-        for labels in (predicted, conditioning)
-    ]
-    return pd.DataFrame(compute_dice(*hot, ignore_empty=True).numpy(), columns=list(STRUCTURES.values()))
-
-
-# -- small things -----------------------------------------------------------------------------------------
+# -- small things ---------------------------------------------------------------------------------------
 
 
 def _rebin(counts: np.ndarray, bins: int) -> np.ndarray:
@@ -399,7 +361,8 @@ def _fractions(counts: np.ndarray) -> np.ndarray:
     return np.where(total > 0, counts / np.maximum(total, 1), np.nan)
 
 
-def _check_images(images: np.ndarray) -> None:
+def check_images(images: np.ndarray) -> None:
+    """FidelityError unless `images` are uint8 (N, H, W), at least one."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 3:
         found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise FidelityError(f"images: {found}; uint8 (N, H, W) was expected")
@@ -407,7 +370,8 @@ def _check_images(images: np.ndarray) -> None:
         raise FidelityError(f"images: {images.shape} holds no picture")
 
 
-def _check_maps(maps: np.ndarray, name: str, highest: int, images: np.ndarray) -> None:
+def check_maps(maps: np.ndarray, name: str, highest: int, images: np.ndarray) -> None:
+    """FidelityError unless `maps` are whole numbers from 0 to `highest` in the shape of `images`."""
     if not isinstance(maps, np.ndarray) or not np.issubdtype(maps.dtype, np.integer):
         raise FidelityError(f"{name}: whole numbers (N, H, W) were expected")
     if maps.shape != images.shape:
