@@ -1,24 +1,27 @@
 """What lies in a cohort folder and whether it is sound: layouts, and every problem found.
 
-`echovlsm.cohort` is the module to use; this one holds what reading and checking share. The layouts known:
+The layouts known:
 
 - the public CAMUS release: ``database_nifti/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}[_gt].nii.gz`` with
   ``Info_{view}.cfg`` beside them, and ``database_split/subgroup_{training,validation,testing}.txt``; also
   with plain ``.nii``;
-- our own cohorts: the same, and a ``cohort.yaml`` that says what the pictures are;
+- our own cohorts: the same, and a ``cohort.yaml`` that says what the images are;
 - the old CAMUS release: ``training/patientXXXX/patientXXXX_{view}_{phase}[_gt].mhd`` with ``.raw``, and
   optionally ``testing/``, whose patients are numbered from 0001 again.
 
 Source: Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516, and the two releases themselves.
 """
 
+from __future__ import annotations
+
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echovlsm import PHASES, VIEWS
 from echovlsm.base import files
@@ -31,6 +34,9 @@ from echovlsm.cohort.files import (
     parse_cfg,
     read_header,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS: tuple[str, ...] = ("real", "phantom", "synthetic")
 META_KEYS: tuple[str, ...] = ("name", "kind", "origin", "licence", "seed", "parameters")
@@ -97,6 +103,24 @@ def told(problem: Problem) -> str:
     return f"{problem.detail}; {remedy}" if remedy else problem.detail
 
 
+def refuse(root: str | os.PathLike[str], problems: list[Problem]) -> None:
+    """Raise CohortError with every problem, if there is any."""
+    if problems:
+        lines = [f"  {p.problem}: {p.file or p.patient}: {told(p)}" for p in problems]
+        raise CohortError(f"{root}: {len(problems)} problems\n" + "\n".join(lines))
+
+
+def tell(root: Path, left_out: list[Problem], usable: bool) -> None:
+    """Warn the reader's caller of what was left out; CohortError where nothing `usable` is left."""
+    first = "".join(f" (first: {p.problem}: {p.file}: {told(p)})" for p in left_out[:1])
+    remedy = f"echovlsm.cohort.check_cohort({str(root)!r}) lists every problem"
+    if not usable:
+        raise CohortError(f"{root}: no usable picture{first}; {remedy}")
+    if left_out:
+        text = f"{root}: what {len(left_out)} problems affect was left out{first}; {remedy}"
+        warnings.warn(text, CohortWarning, stacklevel=3)
+
+
 @dataclass
 class Layout:
     """Where a cohort's files lie, found from its folder alone."""
@@ -107,9 +131,7 @@ class Layout:
     meta: dict[str, Any]
     folders: dict[str, Path] = field(default_factory=dict)  # patient -> folder
     splits: dict[str, str] = field(default_factory=dict)  # patient -> train | val | test
-    listed: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # split -> patients, as the split files have it
+    listed: dict[str, list[str]] = field(default_factory=dict)  # split -> patients, as the files have it
     expected_frames: int | None = None
     problems: list[Problem] = field(default_factory=list)
 
@@ -247,6 +269,11 @@ def read_meta(path: Path) -> tuple[dict[str, Any], int | None]:
     check_meta(content, str(path))
     frames = content.get("frames")
     return {key: content.get(key) for key in META_KEYS}, frames if isinstance(frames, int) else None
+
+
+def is_synthetic(frames: pd.DataFrame) -> bool:
+    """Whether a frames table is of a synthetic cohort: its images then have no quality."""
+    return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
 
 
 # --- scan --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The files of a cohort, one by one: pictures and masks in NIfTI or MetaImage, and the cfg beside them.
+"""The files of a cohort, one by one: images and masks in NIfTI or MetaImage, and the cfg beside them.
 
 Each is read whole or refused with one error that names it. Sources: the two releases of CAMUS (Leclerc et al.
 2019, doi 10.1109/TMI.2019.2900516), the NIfTI-1 standard and ITK's MetaImage format.
@@ -187,8 +187,14 @@ def decode(path: Path, top: int) -> np.ndarray:
     """Decode an image (top 255) or mask (top 3): uint8 (H, W), upright, apex at the top.
 
     NIfTI axes are (x, y), so the array is transposed; the affine diag(-, -, +) is the same in every file of
-    the release and says nothing about which way is up, so it is not applied. Raises CohortError, and
-    RangeError where a value is, but for `ROUNDING`, no whole number in 0..top.
+    the release and says nothing about which way is up, so it is not applied.
+
+    Raises
+    ------
+    CohortError
+        The file cannot be read, or is not one image.
+    RangeError
+        A value is, but for `ROUNDING`, no whole number in 0..top.
     """
     header = read_header(path)
     scaling = None

@@ -24,9 +24,12 @@ def _field(row: Any, name: str) -> Any:
 
 
 def load_image(row: Any) -> np.ndarray:
-    """Picture of one row of the frames table (Series, namedtuple or mapping): uint8 (H, W), apex at the top.
+    """Image of one row of the frames table (Series, namedtuple or mapping): uint8 (H, W), apex at the top.
 
-    CohortError names the file if it is missing, broken, or holds anything but whole numbers in 0-255.
+    Raises
+    ------
+    CohortError
+        The file is missing, broken, or holds anything but whole numbers in 0-255.
     """
     path = Path(_field(row, "image"))
     return released.decode_png(path) if path.suffix == ".png" else files.decode(path, 255)
@@ -35,7 +38,10 @@ def load_image(row: Any) -> np.ndarray:
 def load_labels(row: Any) -> np.ndarray:
     """Mask of one row of the frames table: uint8 (H, W), 0 and the keys of `echovlsm.STRUCTURES`, upright.
 
-    CohortError names the file if it is missing, broken, or holds anything but the whole numbers 0-3.
+    Raises
+    ------
+    CohortError
+        There is none, or the file is missing, broken, or holds anything but the whole numbers 0-3.
     """
     labels = _field(row, "labels")
     if pd.isna(labels):

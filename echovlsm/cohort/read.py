@@ -1,7 +1,7 @@
-"""Cohorts: folders of echocardiograms, read into a frames table, checked, and written.
+"""Cohorts: folders of echocardiograms, read into a frames table and checked.
 
-A cohort is a folder in the layout of the public CAMUS release: real, phantom and synthetic pictures share it,
-and one reader serves them all (`echovlsm.cohort.check` has the layouts). The frames table, a row a picture:
+A cohort is a folder in the layout of the public CAMUS release: real, phantom and synthetic images share it,
+and one reader serves them all (`check` has the layouts). The frames table, a row an image:
 
 | column | value |
 | --- | --- |
@@ -9,7 +9,7 @@ and one reader serves them all (`echovlsm.cohort.check` has the layouts). The fr
 | patient, view, phase, split | ``patient0001``, ``2CH``/``4CH``, ``ED``/``ES``, ``train``/``val``/``test`` |
 | sex, age, quality | ``F``/``M``, whole years, ``good``/``medium``/``poor`` (quality belongs to the view) |
 | image, labels | absolute paths; labels NA where there is no mask |
-| height, width | of the upright picture, pixels |
+| height, width | of the upright image, pixels |
 | spacing_y, spacing_x | mm a pixel; NA where the header holds the placeholder 1.0 x 1.0, or no likely size |
 
 Missing metadata is pandas NA, never a guess. ``frames.attrs`` holds ``meta`` (name, kind, origin, licence,
@@ -20,7 +20,6 @@ import hashlib
 import logging
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +36,37 @@ _log = logging.getLogger(__name__)
 def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: bool = False) -> pd.DataFrame:
     """Read a cohort folder into the frames table (`check.COLUMNS`), sorted by patient, view, phase.
 
-    Only headers are read. `root` is the public CAMUS release (or its ``database_nifti``), the old MetaImage
-    release (or its ``training`` or ``testing``; an old testing patient is called ``testing_patientXXXX``,
-    because that release counts from 0001 again), a cohort of `write_cohort`, or the released synthetic cohort
-    (`echovlsm.cohort.released`: two more columns, and both splits are the same).
+    Only headers are read. A broken frame, a patient in two splits or in none is left out with one
+    CohortWarning; a wrong cfg value or an unlikely pixel size becomes NA with the same warning; a listed
+    patient without a folder is left out and logged.
 
-    `split="official"` is the release's own: the subgroup files; for the old release, which has no validation
-    group, train and test. `split="paper"` is that of Adhikari et al. 2023 (paper and released code), who
-    used the old numbering: of 450 training patients the first 50 validate, the rest train; 50 others test.
-    For the public release the old training numbering is inferred to be the public one without the testing
-    patients, in order. That is not documented anywhere; age, sex and quality of patients 1-5 in the authors'
-    prompts agree with it, but it first differs from the plain public numbering at patient 27.
+    Parameters
+    ----------
+    root
+        The public CAMUS release (or its ``database_nifti``), the old MetaImage release (or its ``training``
+        or ``testing``; an old testing patient is called ``testing_patientXXXX``, because that release counts
+        from 0001 again), a cohort of `write_cohort`, or the released synthetic cohort (`released`: two more
+        columns, and both splits are the same).
+    split
+        ``official``: the release's own, by its subgroup files; for the old release, which has no validation
+        group, train and test. ``paper``: that of Adhikari et al. 2023 (see the notes). ``any``: of a folder
+        of patients whose subgroup files are absent or incomplete, also one that holds the patients' folders
+        directly; a patient in no list has the split NA.
+    strict
+        Whether to run `check_cohort` first and to raise CohortError with every problem.
 
-    `split="any"` reads a folder of patients whose subgroup files are absent or incomplete, also one that
-    holds the patients' folders directly: a patient in no list has the split NA.
+    Raises
+    ------
+    CohortError
+        Nothing is left, the folder is no whole cohort, or `split` is unknown or means nothing for it.
 
-    A broken frame, a patient in two splits or in none is left out with one CohortWarning; a wrong cfg value
-    or an unlikely pixel size becomes NA with the same warning; a listed patient without a folder is left out
-    and logged. `strict=True` runs `check_cohort` first and raises CohortError with every problem. CohortError
-    also when nothing is left, when the folder is no whole cohort, or when `split` is unknown or means nothing
-    for this cohort.
+    Notes
+    -----
+    The paper and its code used the old numbering: of 450 training patients the first 50 validate, the rest
+    train; 50 others test. For the public release the old training numbering is inferred to be the public one
+    without the testing patients, in order. That is not documented anywhere; age, sex and quality of patients
+    1-5 in the authors' prompts agree with it, but it first differs from the plain public numbering at patient
+    27.
     """
     if split not in ("official", "paper", "any"):
         raise CohortError(f"split is {split!r}; it must be 'official', 'paper' or 'any'")
@@ -71,13 +81,7 @@ def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: b
     absent = [str(p.patient) for p in problems if p.problem == "patient absent"]
     # these show in the table as NA, or in its attrs
     left_out = [p for p in problems if p.problem not in ("missing mask", "missing cfg", "patient absent")]
-    remedy = f"echovlsm.cohort.check_cohort({str(layout.root)!r}) lists every problem"
-    first = "".join(f" (first: {p.problem}: {p.file}: {disk.told(p)})" for p in left_out[:1])
-    if not found:
-        raise CohortError(f"{layout.root}: no usable picture{first}; {remedy}")
-    if left_out:
-        text = f"{layout.root}: what {len(left_out)} problems affect was left out{first}; {remedy}"
-        warnings.warn(text, disk.CohortWarning, stacklevel=2)
+    disk.tell(layout.root, left_out, usable=bool(found))
     if absent:
         _log.warning("%s: %d listed patients have no folder and are left out", layout.root, len(absent))
     rows = [_row(layout, frame) for frame in found]
@@ -150,7 +154,7 @@ def cohort_hash(root_or_frames: str | os.PathLike[str] | pd.DataFrame) -> str:
     """Hash of a cohort's content for provenance: 16 hexadecimal digits of a SHA-256.
 
     It covers, for every row of the frames table in order of patient, view, phase: split, and the bytes of
-    picture, mask and cfg as they lie on disk. It does not depend on where the folder lies, on
+    image, mask and cfg as they lie on disk. It does not depend on where the folder lies, on
     ``cohort.yaml``, or on the order of the rows; of a folder it is that of ``read_cohort(root)``.
     """
     frames = root_or_frames if isinstance(root_or_frames, pd.DataFrame) else read_cohort(root_or_frames)
@@ -169,18 +173,30 @@ def cohort_hash(root_or_frames: str | os.PathLike[str] | pd.DataFrame) -> str:
 def check_cohort(root: str | os.PathLike[str], strict: bool = False) -> pd.DataFrame:
     """List every problem of a cohort folder; every file is decoded.
 
-    Parameters: `root`, as for `read_cohort`; `strict` raises CohortError with the whole list if there is any.
-    Returns a DataFrame, one row a problem: problem (one of `check.PROBLEMS`), patient (NA when not about
-    one), file (relative to the cohort's folder), detail. Raises CohortError when the folder is no cohort at
-    all.
+    Parameters
+    ----------
+    root
+        As for `read_cohort`.
+    strict
+        Whether to raise CohortError with the whole list if there is any.
+
+    Returns
+    -------
+    DataFrame
+        One row a problem: problem (one of `check.PROBLEMS`), patient (NA when not about one), file (relative
+        to the cohort's folder), detail.
+
+    Raises
+    ------
+    CohortError
+        The folder is no cohort at all.
     """
     found = released.is_released(root)
     problems = released.check_released(root) if found else disk.scan(disk.find_layout(root), deep=True)[1]
     problems.sort(key=lambda p: (p.patient or "", p.file or "", disk.PROBLEMS.index(p.problem)))
     table = pd.DataFrame(problems, columns=list(disk.Problem._fields), dtype="string")
-    if strict and problems:
-        lines = [f"  {p.problem}: {p.file or p.patient}: {disk.told(p)}" for p in problems]
-        raise CohortError(f"{root}: {len(problems)} problems\n" + "\n".join(lines))
+    if strict:
+        disk.refuse(root, problems)
     return table
 
 
@@ -191,18 +207,23 @@ def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
     the correspondence was established: each published score tells the true area of its mask, and the areas
     of old testing patient i agree best with those of the i-th listed patient. That is an earlier finding,
     stated with the data that this study was built on and not computed here: for all 50 a mean difference
-    (share of the picture) below 0.003, the next best patient above 0.0036.
-    `published_runs.check_identity` does it again where the testing pictures are. The map itself is computed
-    from the list, not typed.
+    (share of the image) below 0.003, the next best patient above 0.0036. `published.runs.check_identity` does
+    it again where the testing images are. The map itself is computed from the list, not typed.
 
-    Args:
-        root: the public release (or its folder `database_split`); only `subgroup_testing.txt` is read.
+    Parameters
+    ----------
+    root
+        The public release (or its folder `database_split`); only `subgroup_testing.txt` is read.
 
-    Returns:
-        Series of str, index `legacy_test_patient` (`patient0001`...), name `patient`.
+    Returns
+    -------
+    Series of str
+        Index `legacy_test_patient` (`patient0001`...), name `patient`.
 
-    Raises:
-        CohortError: the list is absent or not of 50 different patients.
+    Raises
+    ------
+    CohortError
+        The list is absent or not of 50 different patients.
     """
     folder = Path(root).expanduser()
     path = next(

@@ -1,15 +1,15 @@
 """The synthetic cohort that the authors of "Echo from Noise" released, read as a cohort.
 
-Stojanovski et al. 2023, doi 10.5281/zenodo.7921055: pictures that their semantic diffusion model drew from
+Stojanovski et al. 2023, doi 10.5281/zenodo.7921055: images that their semantic diffusion model drew from
 perturbed CAMUS labels. Layout, a folder each for 2CH_ED, 2CH_ES, 4CH_ED, 4CH_ES (any name is accepted)::
 
     <view>/{images,annotations,sector_annotations}/{training,validation,testing}/
         patientXXXX_{2CH,4CH}_{ED,ES}_{training,validation,testing}_{0..4}.png
 
-The last number is the variant of the label; the authors' scripts can leave it out for testing pictures. Masks
+The last number is the variant of the label; the authors' scripts can leave it out for testing images. Masks
 are those of ``annotations``, or of ``sector_annotations`` where there are none. What a grey value of a mask
 means is not stated and differs between the authors' scripts, so it is read off the masks of each folder
-(`detect_order`) and stands in the frames table: `echovlsm.cohort.load_labels` goes by these two columns.
+(`detect_order`) and stands in the frames table: `load_labels` goes by these two columns.
 
 | column | value |
 | --- | --- |
@@ -90,7 +90,7 @@ def _view_folders(base: Path) -> list[Path]:
 
 
 def _open(path: Path) -> Any:
-    """PIL picture, undecoded; CohortError if it is none, or too large."""
+    """PIL image, undecoded; CohortError if it is none, or too large."""
     from PIL import Image
 
     try:
@@ -110,8 +110,8 @@ def decode_png(path: Path, grey: bool = False) -> np.ndarray:
     """Decode a png of 8 bits: uint8 (H, W).
 
     Colours are turned to grey (luminance), as the authors do with what their model draws in three channels;
-    with `grey`, for masks, the channels must be the same. CohortError names the file if it is broken, has
-    more than 4096 x 4096 pixels or another type; RangeError if a mask is coloured.
+    with `grey`, for masks, the channels must be the same, or RangeError names the file. CohortError where it
+    is broken, has more than 4096 x 4096 pixels or another type.
     """
     with _open(path) as image:
         if image.mode not in ("L", "RGB"):
@@ -143,8 +143,8 @@ def _classes(values: np.ndarray, step: float) -> np.ndarray | None:
 def load_released_labels(path: Path, order: str, step: float) -> np.ndarray:
     """The study's labels, uint8 (H, W) of 0-3, of one mask of the release.
 
-    `order` and `step` are the columns label_order and label_step. RangeError names the file if it holds
-    another value than these allow; CohortError if it cannot be read, or for an unknown `order`.
+    `order` and `step` are the columns label_order and label_step. RangeError names a file that holds another
+    value than these allow, CohortError one that cannot be read.
     """
     if order not in ORDERS:
         raise CohortError(f"{path}: label_order is {order!r}; it must be one of {', '.join(ORDERS)}")
@@ -247,18 +247,29 @@ def read_released(
     labels: Literal["detect", "camus", "sector"] = "detect",
     strict: bool = False,
 ) -> pd.DataFrame:
-    """Frames table of the released synthetic cohort: `echovlsm.cohort`'s columns, label_order, label_step.
+    """Frames table of the released synthetic cohort: `check.COLUMNS`, label_order, label_step.
 
-    `root` is the folder that holds the view folders, or one view folder. A patient of the table is a variant
-    of a source patient, ``patient0001_validation_3``: the file's name without view and phase. The split is in
-    it because the release numbers testing patients from 0001 again. Note that the five variants of a source
-    patient are not independent; the release keeps them in one split. Splits are those of the folders, which
-    are the paper's (the first 50 CAMUS training patients validate). In the authors' scripts the pictures of
-    ``testing`` are real ones, copied from CAMUS. Sex, age, quality and spacing are NA.
+    A patient of the table is a variant of a source patient, ``patient0001_validation_3``: the file's name
+    without view and phase. The split is in it because the release numbers testing patients from 0001 again.
+    Note that the five variants of a source patient are not independent; the release keeps them in one split.
+    Splits are those of the folders, which are the paper's (the first 50 CAMUS training patients validate). In
+    the authors' scripts the images of ``testing`` are real ones, copied from CAMUS. Sex, age, quality and
+    spacing are NA.
 
-    `labels` is ``detect`` or the masks' order (see `detect_order`). What is broken is left out with one
-    CohortWarning; `strict` raises CohortError with every problem instead. CohortError also when `root` is not
-    the release, nothing is left, a frame is there twice, or the labels' order is ambiguous.
+    Parameters
+    ----------
+    root
+        The folder that holds the view folders, or one view folder.
+    labels
+        The masks' order, or ``detect`` (`detect_order`).
+    strict
+        Whether to raise CohortError with every problem; otherwise what is broken is left out with one
+        CohortWarning.
+
+    Raises
+    ------
+    CohortError
+        `root` is not the release, nothing is left, a frame is there twice, or the labels' order is ambiguous.
     """
     import pandas as pd
 
@@ -266,17 +277,9 @@ def read_released(
         raise CohortError(f"labels is {labels!r}; it must be 'detect', 'camus' or 'sector'")
     base = _base(root)
     rows, problems = _scan(base, labels, deep=strict)
-    if strict and problems:
-        lines = [f"  {p.problem}: {p.file}: {disk.told(p)}" for p in problems]
-        raise CohortError(f"{base}: {len(problems)} problems\n" + "\n".join(lines))
-    left_out = [p for p in problems if p.problem != "missing mask"]
-    first = "".join(f" (first: {p.problem}: {p.file}: {disk.told(p)})" for p in left_out[:1])
-    remedy = f"echovlsm.cohort.check_cohort({str(base)!r}) lists every problem"
-    if not rows:
-        raise CohortError(f"{base}: no usable picture{first}; {remedy}")
-    if left_out:
-        text = f"{base}: what {len(left_out)} problems affect was left out{first}; {remedy}"
-        warnings.warn(text, disk.CohortWarning, stacklevel=2)
+    if strict:
+        disk.refuse(base, problems)
+    disk.tell(base, [p for p in problems if p.problem != "missing mask"], usable=bool(rows))
     columns = dict(zip(_Row._fields, zip(*rows, strict=True), strict=True))
     columns["image"] = [str(path) for path in columns["image"]]
     columns["labels"] = [None if path is None else str(path) for path in columns["labels"]]
@@ -293,10 +296,7 @@ def read_released(
 
 
 def check_released(root: str | os.PathLike[str]) -> list[disk.Problem]:
-    """Every problem of the released synthetic cohort, every file decoded; for `echovlsm.cohort.check_cohort`.
-
-    CohortError where the labels' order is ambiguous.
-    """
+    """Every problem of the released synthetic cohort, every file decoded, for `check_cohort`."""
     return _scan(_base(root), "detect", deep=True)[1]
 
 
@@ -379,6 +379,6 @@ def _check_mask(path: Path, order: str, step: float) -> None:
 
 
 def labels_of(row: Any, field: Any) -> np.ndarray:
-    """Labels of one row of `read_released`'s table; `field` is `echovlsm.cohort`'s access to a row."""
+    """Labels of one row of `read_released`'s table; `field` is the reader's access to a row."""
     path, order, step = (field(row, name) for name in ("labels", "label_order", "label_step"))
     return load_released_labels(Path(path), str(order), float(step))

@@ -40,9 +40,19 @@ def check_sector_map(
 ) -> None:
     """Refuse what is no sector map.
 
-    Parameters: `sector_map`, (H, W) of any integer type; `size`, the side or (H, W) it must have, where that
-    matters; `where`, the name of its source (a file, or a picture) for the message. Raises LabelMapError for
-    another type or shape, another size, or a class that is not in 0-4.
+    Parameters
+    ----------
+    sector_map
+        (H, W) of any integer type.
+    size
+        The side or (H, W) it must have, where that matters.
+    where
+        The name of its source (a file, or an image) for the message.
+
+    Raises
+    ------
+    LabelMapError
+        Another type or shape, another size, or a class that is not in 0-4.
     """
     _check_map(
         sector_map, where, len(SECTOR_CLASSES) - 1, "a sector map", "to_sector_map makes it from labels"
@@ -83,7 +93,10 @@ def _by(shape: Sequence[int]) -> str:
 def to_sector_map(labels: np.ndarray, sector: np.ndarray, where: str = "") -> np.ndarray:
     """Sector map uint8 (H, W) of labels 0-3 (H, W) and sector bool (H, W); labels outside it are cut off.
 
-    Raises LabelMapError, which names `where`, for another class, type or shape.
+    Raises
+    ------
+    LabelMapError
+        Another class, type or shape; it names `where`.
     """
     _check_map(labels, where, len(_SECTOR_OF) - 1, "the study's labels", "correct the mask")
     _check_sector(sector, labels.shape, where)
@@ -94,8 +107,3 @@ def from_sector_map(sector_map: np.ndarray, where: str = "") -> np.ndarray:
     """The study's labels, uint8 (H, W) of 0-3, of a sector map; LabelMapError if it is none."""
     check_sector_map(sector_map, where=where)
     return _LABEL_OF[sector_map]
-
-
-def sector_of(sector_map: np.ndarray) -> np.ndarray:
-    """Sector bool (H, W) of a sector map."""
-    return sector_map != 0

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from echovlsm.phantom.anatomy import Tissue
 from echovlsm.phantom.beam import BEAMS, RANGES, envelope, polar_grid, smooth_field
+from echovlsm.phantom.patient import Patient
 
 # Echogenicity (dB) and acoustic impedance (arbitrary units; its steps make the specular echoes), per tissue.
 _ECHO = {
@@ -38,7 +39,7 @@ IMPEDANCE = np.array([_ECHO[t][1] for t in Tissue], np.float32)
 
 @dataclass(frozen=True)
 class System:
-    """What picture quality stands for, as imaging physics; all in dB unless said otherwise."""
+    """What image quality stands for, as imaging physics; all in dB unless said otherwise."""
 
     noise: float
     """Electronic noise at the probe; the time-gain compensation raises it with depth."""
@@ -75,7 +76,7 @@ class Recording:
 
     system: System
     depth: float
-    """Depth of the picture, mm."""
+    """Depth of the sector, mm."""
     opening: int
     """Opening of the sector, degrees."""
     echo: np.ndarray
@@ -111,9 +112,16 @@ class Recording:
     top: np.ndarray
     """Loss right at the probe, (RANGES, 1)."""
     dynamic: float
-    """Dynamic range of the picture."""
+    """Dynamic range of the image."""
     target: float
     """Median grey level that the operator wants, 0 to 255."""
+
+
+def recording_of(patient: Patient, view: str) -> Recording:
+    """The recording of one view of a patient; its phases share it."""
+    taken = patient.views[view]
+    causes = (taken.quality, taken.depth, taken.opening, patient.fibrosis, patient.calcification)
+    return draw_recording((taken.seed, 2), *causes)
 
 
 @lru_cache(maxsize=4)
@@ -126,11 +134,20 @@ def draw_recording(
     calcification: float = 0.0,
     hinges: int = 2,
 ) -> Recording:
-    """Draw what belongs to a recording: gain, surroundings, texture, shadows, noise.
+    """Draw what belongs to a recording: gain, surroundings, texture, shadows, noise. The last few are kept.
 
-    `depth` in mm, `opening` in degrees. `fibrosis` and `calcification` (dB) add to myocardium, and to valve
-    and annulus, whose `hinges` have bright tissue around them. The last few are kept: both phases of a
-    recording share one.
+    Parameters
+    ----------
+    seed
+        All that is drawn depends on it.
+    quality
+        Key of `SYSTEMS`.
+    depth, opening
+        Of the sector, in mm and degrees.
+    fibrosis, calcification
+        Added to the myocardium, and to valve and annulus; dB.
+    hinges
+        How many hinges of the valve have bright tissue around them.
     """
     recording = np.random.default_rng(seed)
     system = SYSTEMS[quality]
@@ -222,10 +239,23 @@ def polar_picture(
     frame: np.random.Generator,
     hinges: Sequence[tuple[float, float]] = (),
 ) -> np.ndarray:
-    """Grey levels (RANGES, BEAMS), float32 in 0..255, of a tissue map in beam x range coordinates.
+    """Grey levels of a tissue map, in beam x range coordinates.
 
-    `tissue` is (RANGES, BEAMS) of Tissue values, `frame` draws the speckle and noise, `hinges` (x, y in mm)
-    are those of the mitral valve, as many as the recording was drawn for.
+    Parameters
+    ----------
+    tissue
+        `Tissue` values, uint8 (RANGES, BEAMS).
+    recording
+        What the frames of a recording share.
+    frame
+        Draws the speckle and noise.
+    hinges
+        Of the mitral valve, x and y in mm: as many as the recording was drawn for.
+
+    Returns
+    -------
+    ndarray
+        Float32 (RANGES, BEAMS), 0 to 255.
     """
     system, depth, opening = recording.system, recording.depth, recording.opening
     half = float(polar_grid(opening)[2][-1])
@@ -235,7 +265,7 @@ def polar_picture(
     surroundings = (tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG)
     level += np.where(surroundings, recording.outside, recording.inside)
     _add(level, recording.atria, (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM))
-    # fat and fibrous tissue around the valve's hinges is often the brightest of the picture
+    # fat and fibrous tissue around the valve's hinges is often the brightest of the image
     x, y = (v * np.float32(depth) for v in polar_grid(opening)[:2])
     for (hinge_x, hinge_y), (size, gain, off_x, off_y) in zip(hinges, recording.hinges, strict=True):
         far = ((x - (hinge_x + off_x)) ** 2 + (y - (hinge_y + off_y)) ** 2) / np.float32(size**2)
@@ -277,12 +307,12 @@ def polar_picture(
 
     coherent = 0.5 * specular * recording.attenuation
     echoes = envelope(amplitude, frame, depth, opening, system.resolution, coherent, looks=3)
-    # the noise is finer than the speckle; a sample of the picture holds about two independent values
+    # the noise is finer than the speckle; a sample of the image holds about two independent values
     noise = frame.standard_gamma(2, (RANGES, BEAMS), dtype=np.float32)
     power = echoes**2 + noise * recording.noise
 
     decibel = 10 * np.log10(power + 1e-9) + recording.tilt - recording.top
-    # the operator sets the gain by the look of the picture: most of the way to the wanted median
+    # the operator sets the gain by the look of the image: most of the way to the wanted median
     dynamic = recording.dynamic
     gain = float(dynamic * (recording.target / 255 - 1) - np.median(decibel[::4, ::2]))
     grey = 255 * (1 + (decibel + gain) / dynamic)

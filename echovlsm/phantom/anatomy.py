@@ -1,9 +1,8 @@
 """Anatomy of the phantom: the heart that a patient's causes make, in millimetres.
 
-A :class:`Heart` is the geometry of one view and phase, and :func:`tissue_map` says which tissue lies at any
-point of the picture plane. World coordinates: x to the picture's right, y into the body, probe at (0, 0).
-Heart coordinates: q is the height over the valve plane towards the apex, u the offset from the long axis to
-the picture's right.
+A `Heart` is the geometry of one view and phase, and `tissue_map` says which tissue lies at any point of the
+image plane. World coordinates: x to the image's right, y into the body, probe at (0, 0). Heart coordinates: q
+is the height over the valve plane towards the apex, u the offset from the long axis to the image's right.
 """
 
 from dataclasses import dataclass
@@ -87,12 +86,21 @@ def _profile(t: np.ndarray, base_ratio: float, bluntness: float, widest: float =
 def make_heart(
     patient: Patient, view: str, phase: str, jitter: tuple[float, float, float] = (0, 0, 0)
 ) -> Heart:
-    """Geometry of a view and phase; `jitter` moves the probe: x (mm), depth (mm), tilt (radians).
+    """Geometry of a view and phase.
 
     End-systole follows from end-diastole: the valve plane descends in proportion to the ejection fraction,
     the cavity narrows until its disc volume is (1 - EF) of the diastolic one, the wall thickens by half of
     what conservation of its volume would ask, and the atrium lengthens with the descending valve plane.
     The outside of the apex stays where it is.
+
+    Parameters
+    ----------
+    patient
+        The causes.
+    view, phase
+        2CH or 4CH; ED or ES.
+    jitter
+        Moves the probe: x (mm), depth (mm), tilt (radians).
     """
     acquisition = patient.views[view]
     shape = np.random.default_rng([acquisition.seed, 1])  # same shape in both phases of the recording
@@ -223,7 +231,7 @@ def hinge_points(heart: Heart) -> list[tuple[float, float]]:
 
 
 def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Tissue at world points: uint8 array of :class:`Tissue` values, in the shape of `x` and `y` (mm)."""
+    """Tissue at world points: uint8 array of `Tissue` values, in the shape of `x` and `y` (mm)."""
     u, q = (v.ravel() for v in heart_coordinates(heart, x, y))
     left, right = heart.share_left * heart.width, (1 - heart.share_left) * heart.width
     rows = np.linspace(-120, 160, 561)  # half-millimetre table of every profile against q

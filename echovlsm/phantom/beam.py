@@ -1,6 +1,6 @@
 """The beam of the phantom's scanner: its grid, its point-spread function, and the sector that is shown.
 
-A picture is made as an imaging system makes it, in beam x range coordinates. Scatterers are complex
+An image is made as an imaging system makes it, in beam x range coordinates. Scatterers are complex
 Gaussian noise whose strength is the tissue's echogenicity; the point-spread function is convolved with it
 (Bamber and Dickinson 1980, "Ultrasonic B-scanning: a computer simulation", Phys Med Biol 25:463-479); the
 envelope of the result is fully developed speckle with Rayleigh statistics, mean/sd = sqrt(pi / (4 - pi)) =
@@ -16,9 +16,7 @@ from scipy import fft, sparse
 RANGES, BEAMS = 352, 176
 """Samples along a beam (half a millimetre or less) and beams in the sector."""
 ASPECT = 1.22
-"""Width over height of every picture: a sector of 75 degrees fills it, as in CAMUS."""
-RAYLEIGH_RATIO = float(np.sqrt(np.pi / (4 - np.pi)))
-"""Mean over standard deviation of a Rayleigh envelope, 1.913."""
+"""Width over height of every image: a sector of 75 degrees fills it, as in CAMUS."""
 
 
 @lru_cache(maxsize=32)
@@ -30,12 +28,30 @@ def polar_grid(opening: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.outer(ranges, np.sin(angles)), np.outer(ranges, np.cos(angles)), angles
 
 
+def sample_points(depth: float, opening: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Where the samples under the beams lie: `x`, `y` (RANGES, BEAMS) in mm; float32.
+
+    They are moved a little: trabeculae and the thickness of the slice make borders rough where annotators
+    draw them smooth.
+    """
+    x, y, _ = polar_grid(opening)
+    amplitude = 0.4 + 0.7 * np.hypot(x, y)
+    rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
+    return x * np.float32(depth) + rough_x, y * np.float32(depth) + rough_y
+
+
 @lru_cache(maxsize=32)
 def picture_grid(opening: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Picture of `size` rows over a sector of depth 1: where each pixel lies.
+    """Image of `size` rows over a sector of depth 1: where each pixel lies.
 
-    Returns `x`, `y` (H, W) for depth 1; `inside` (H, W) bool; `coordinates` (2, inside.sum()), the fractional
-    row and column of the inside pixels in the polar grid.
+    Returns
+    -------
+    x, y : ndarray of float32 (H, W)
+        For depth 1.
+    inside : ndarray of bool (H, W)
+        Whether it lies in the sector.
+    coordinates : ndarray of float32 (2, inside.sum())
+        Fractional row and column of the inside pixels in the polar grid.
     """
     height, width = picture_shape(size)
     step = 1.0 / height
@@ -49,7 +65,7 @@ def picture_grid(opening: int, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def picture_shape(size: int) -> tuple[int, int]:
-    """(height, width) of a picture of `size` rows."""
+    """(height, width) of an image of `size` rows."""
     return size, round(size * ASPECT)
 
 
@@ -74,13 +90,32 @@ def envelope(
     coherent: np.ndarray | None = None,
     looks: int = 1,
 ) -> np.ndarray:
-    """Echo envelope of scatterers of amplitude `strength` (RANGES, BEAMS), float32, before any compression.
+    """Echo envelope of scatterers, before any compression.
 
-    Complex Gaussian scatterers x strength (+ a `coherent` specular part), convolved with a Gaussian pulse
-    along the beam and a Gaussian beam profile across it that widens with depth. `depth` in mm, `opening` in
-    degrees, `resolution` a factor on both widths. The filters have unit noise gain: a homogeneous region of
-    strength s has a Rayleigh envelope of mean square 2 s squared. With `looks` above 1 the root of the mean
-    intensity over independent looks is returned: frequency compounding, as scanners do it.
+    Complex Gaussian scatterers x strength, convolved with a Gaussian pulse along the beam and a Gaussian beam
+    profile across it that widens with depth. The filters have unit noise gain: a homogeneous region of
+    strength s has a Rayleigh envelope of mean square 2 s squared.
+
+    Parameters
+    ----------
+    strength
+        Amplitude of the scatterers, float32 (RANGES, BEAMS).
+    rng
+        Draws them.
+    depth, opening
+        Of the sector, in mm and degrees.
+    resolution
+        Factor on both widths of the point-spread function.
+    coherent
+        Specular echoes that are added, as `strength`.
+    looks
+        Above 1 the root of the mean intensity over independent looks is returned: frequency compounding, as
+        scanners do it.
+
+    Returns
+    -------
+    ndarray
+        Float32 (RANGES, BEAMS).
     """
     along, across = _transfers(depth, opening, resolution)
     rows, columns = along.shape[0], across.shape[1]
@@ -135,7 +170,7 @@ def smooth_field(rng: np.random.Generator, terms: tuple[int, int], flat: bool = 
     Low cosines prevail, or all `terms` weigh the same if `flat`: a grain of one size.
     """
     weights = rng.standard_normal(terms, dtype=np.float32) * _falloff(terms, flat)
-    # In double precision, so that pictures do not depend on how a processor or a number of threads sums; in
+    # In double precision, so that images do not depend on how a processor or a number of threads sums; in
     # blocks so small that no BLAS starts threads, which would cost more than the product.
     blocks = _cosines(RANGES, terms[0]).reshape(-1, 32, terms[0])
     field = blocks @ weights.astype(np.float64) @ _cosines(BEAMS, terms[1]).T
@@ -152,9 +187,9 @@ def _falloff(terms: tuple[int, int], flat: bool) -> np.ndarray:
 
 
 def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
-    """Sector picture of `size` rows (uint8 (H, W), black outside) from polar grey levels (RANGES, BEAMS).
+    """Sector image of `size` rows (uint8 (H, W), black outside) from polar grey levels (RANGES, BEAMS).
 
-    Small pictures are averaged down from a finer one, as a viewer does, so that speckle does not alias.
+    Small images are averaged down from a finer one, as a viewer does, so that speckle does not alias.
     """
     factor = max(1, -(-192 // size))
     height, width = picture_shape(size)
@@ -171,9 +206,9 @@ def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _scan_weights(opening: int, size: int) -> sparse.csr_array:
-    """Bilinear interpolation from the polar grid to a picture of `size` rows, (H * W, RANGES * BEAMS).
+    """Bilinear interpolation from the polar grid to an image of `size` rows, (H * W, RANGES * BEAMS).
 
-    Every picture of one opening and size has the same weights; pixels outside the sector have none.
+    Every image of one opening and size has the same weights; pixels outside the sector have none.
     """
     inside, coordinates = picture_grid(opening, size)[2:]
     limits = np.array([[RANGES - 1], [BEAMS - 1]])

@@ -1,15 +1,15 @@
-"""Phantom echocardiograms: a causal, physics-based simulator of apical 2CH and 4CH pictures with labels.
+"""Phantom echocardiograms: a causal, physics-based simulator of apical 2CH and 4CH images with labels.
 
-Causes (:func:`draw_patient`, in `phantom_patient`) make anatomy in millimetres (`phantom_anatomy`); anatomy
-makes labels and, through the acoustics of a sector scanner (`phantom_acoustics`), the picture. Every
-attribute that a prompt names is a cause of the picture: view, phase (end-diastole: the last frame before
-the mitral valve closes, its leaflets open; end-systole: valve closed, small cavity, large atrium), sex
-(size), age (wall, atrium, echogenicity) and quality.
+Causes (`patient`) make anatomy in millimetres (`anatomy`); anatomy makes labels and, through the acoustics of
+a sector scanner (`acoustics`, `beam`), the image. Every attribute that a prompt names is a cause of the
+image: view, phase (end-diastole: the last frame before the mitral valve closes, its leaflets open;
+end-systole: valve closed, small cavity, large atrium), sex (size), age (wall, atrium, echogenicity) and
+quality.
 
 Everything follows from seeds: patient i of a cohort depends on the cohort's seed and on i alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,38 +20,10 @@ import numpy as np
 from echovlsm import PHASES, SPLITS, VIEWS
 from echovlsm.base import processes
 from echovlsm.cohort import write_cohort
-from echovlsm.phantom.acoustics import draw_recording, polar_picture
-from echovlsm.phantom.anatomy import (
-    Heart,
-    Tissue,
-    heart_coordinates,
-    hinge_points,
-    make_heart,
-    tissue_map,
-)
-from echovlsm.phantom.beam import (
-    envelope,
-    picture_grid,
-    polar_grid,
-    scan_convert,
-    smooth_field,
-)
-from echovlsm.phantom.patient import Acquisition, Patient, draw_patient
-
-__all__ = [
-    "Acquisition",
-    "Heart",
-    "Patient",
-    "Phantom",
-    "Tissue",
-    "biplane_volume",
-    "draw_cohort_patient",
-    "draw_patient",
-    "ejection_fraction",
-    "envelope",
-    "simulate",
-    "write_phantom_cohort",
-]
+from echovlsm.phantom.acoustics import polar_picture, recording_of
+from echovlsm.phantom.anatomy import Heart, Tissue, heart_coordinates, hinge_points, make_heart, tissue_map
+from echovlsm.phantom.beam import picture_grid, sample_points, scan_convert
+from echovlsm.phantom.patient import Patient, draw_patient
 
 ORIGIN = "EchoVLSM phantom simulator (echovlsm.phantom): no patient data"
 LICENCE = "MIT"
@@ -59,7 +31,7 @@ LICENCE = "MIT"
 
 @dataclass(frozen=True)
 class Phantom:
-    """One simulated picture with everything known about it."""
+    """One simulated image with everything known about it."""
 
     image: np.ndarray
     """uint8 (H, W), 0 outside the sector; H = size, W = round(1.22 size)."""
@@ -68,19 +40,31 @@ class Phantom:
     spacing: float
     """Side of a pixel, mm; the same in both directions."""
     tissue: np.ndarray
-    """uint8 (H, W) of :class:`Tissue` values."""
+    """uint8 (H, W) of `Tissue` values."""
     heart: Heart
-    """The geometry behind labels and picture."""
+    """The geometry behind labels and image."""
 
 
 def simulate(
     patient: Patient, view: str, phase: str, seed: int | np.random.Generator, size: int = 256
 ) -> Phantom:
-    """Simulate one picture of a patient.
+    """Simulate one image of a patient.
 
-    `view` is 2CH or 4CH, `phase` ED or ES, `size` the picture's height in pixels (at least 32). `seed`
-    decides what belongs to the frame alone: speckle, noise and a small movement of the probe. Raises
-    ValueError for an unknown view or phase, or a size below 32.
+    Parameters
+    ----------
+    patient
+        The causes.
+    view, phase
+        2CH or 4CH; ED or ES.
+    seed
+        Decides what belongs to the frame alone: speckle, noise and a small movement of the probe.
+    size
+        Height of the image in pixels, at least 32.
+
+    Raises
+    ------
+    ValueError
+        An unknown view or phase, or a size below 32.
     """
     if view not in VIEWS:
         raise ValueError(f"view={view!r}: use one of {VIEWS}")
@@ -89,29 +73,12 @@ def simulate(
     if size < 32:
         raise ValueError(f"size={size}: a phantom needs at least 32 rows")
     rng = np.random.default_rng(seed)
-    acquisition = patient.views[view]
     jitter = rng.normal(0, (0.8, 0.8, 0.015))
     heart = make_heart(patient, view, phase, (float(jitter[0]), float(jitter[1]), float(jitter[2])))
-    depth, opening = acquisition.depth, acquisition.opening
-
-    beam_x, beam_y, _ = polar_grid(opening)
-    # trabeculae and the thickness of the slice make borders rough where annotators draw them smooth
-    amplitude = 0.4 + 0.7 * np.hypot(beam_x, beam_y)
-    rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
-    recording = draw_recording(
-        (acquisition.seed, 2),
-        acquisition.quality,
-        depth,
-        opening,
-        patient.fibrosis,
-        patient.calcification,
-    )
-    polar = polar_picture(
-        tissue_map(heart, beam_x * np.float32(depth) + rough_x, beam_y * np.float32(depth) + rough_y),
-        recording,
-        rng,
-        hinge_points(heart),
-    )
+    recording = recording_of(patient, view)
+    depth, opening = recording.depth, recording.opening
+    under_beams = tissue_map(heart, *sample_points(depth, opening, rng))
+    polar = polar_picture(under_beams, recording, rng, hinge_points(heart))
     x, y = (v * np.float32(depth) for v in picture_grid(opening, size)[:2])
     tissue = tissue_map(heart, x, y)
     return Phantom(
@@ -136,48 +103,6 @@ def _labels_of(tissue: np.ndarray, heart: Heart, x: np.ndarray, y: np.ndarray) -
     mitral = (u > left - 0.5) & (u < right + 0.5)  # and not the tricuspid valve
     labels[flaps] = np.where(mitral, np.where(q > 0, 1, 3), 0)
     return labels
-
-
-def biplane_volume(labels: Sequence[np.ndarray], spacing: Sequence[float], discs: int = 20) -> float:
-    """Biplane volume (mL) of the LV cavity from a 2CH and a 4CH label map (H, W) with spacings in mm.
-
-    Modified Simpson rule of Lang et al. 2015: each cavity is cut along its long axis (from the middle of the
-    valve to the farthest point of the apex) into `discs`; discs have the two views' widths as diameters, and
-    the longer axis gives their height. Raises ValueError if a label map has no cavity.
-    """
-    widths, lengths = zip(
-        *(_disc_widths(a, s, discs) for a, s in zip(labels, spacing, strict=True)), strict=True
-    )
-    return float(np.pi / 4 * np.sum(np.prod(widths, axis=0)) * max(lengths) / discs / 1000)
-
-
-def _disc_widths(labels: np.ndarray, spacing: float, discs: int) -> tuple[np.ndarray, float]:
-    """Widths (discs,) across the long axis and its length, in mm."""
-    rows, columns = np.nonzero(labels == 1)
-    if len(rows) == 0:
-        raise ValueError("labels hold no LV cavity (1): no volume can be measured")
-    points = np.stack([columns, rows], axis=1).astype(np.float64)
-    # the valve line: cavity pixels with something else than cavity or wall right below them
-    below = np.vstack([labels[1:], np.zeros_like(labels[:1])])
-    edge_rows, edge_columns = np.nonzero((labels == 1) & ((below == 0) | (below == 3)))
-    middle = np.array([(edge_columns.min() + edge_columns.max()) / 2, edge_rows.mean()])
-    apex = points[np.argmax(((points - middle) ** 2).sum(axis=1))]
-    axis = apex - middle
-    axis /= np.linalg.norm(axis)
-    height = (points - middle) @ axis
-    length = height.max() - height.min() + 1
-    index = np.clip(((height - height.min()) / length * discs).astype(int), 0, discs - 1)
-    area = np.bincount(index, minlength=discs)
-    return area * spacing / (length / discs), length * spacing
-
-
-def ejection_fraction(phantoms: dict[tuple[str, str], Phantom]) -> float:
-    """Ejection fraction (%) measured on the label maps of a patient's four phantoms, keyed (view, phase)."""
-    ed, es = (
-        biplane_volume([phantoms[v, p].labels for v in VIEWS], [phantoms[v, p].spacing for v in VIEWS])
-        for p in PHASES
-    )
-    return 100 * (1 - es / ed)
 
 
 def draw_cohort_patient(seed: int, index: int) -> Patient:
@@ -253,13 +178,30 @@ def write_phantom_cohort(
     progress: bool = True,
     workers: int | None = None,
 ) -> Path:
-    """Write a cohort of `patients` phantom patients (four pictures each) to the folder `root`; return it.
+    """Write a cohort of phantom patients, four images each, and return its folder.
 
-    `splits` are the shares of train, val and test patients: the first patients train, the last test.
-    `workers` processes draw them, None: one a usable core. Pictures depend on `seed` and the patient's number
-    alone, not on `patients`, `workers` or `splits`. The
-    cfg files carry the drawn ejection fraction (`EF`, %). Raises ValueError for bad parameters; the writer
-    (:func:`echovlsm.cohort.write_cohort`) is atomic and refuses an existing folder unless `overwrite`.
+    Parameters
+    ----------
+    root
+        Folder to make, as for `echovlsm.cohort.write_cohort`, which also says what `overwrite` does.
+    patients, seed, size
+        Number of patients, seed, and height of the images in pixels. An image depends on the seed and its
+        patient's number alone.
+    splits
+        Shares of train, val and test patients: the first patients train, the last test.
+    progress
+        Whether to show a progress bar.
+    workers
+        Processes that draw; None: one a usable core.
+
+    Raises
+    ------
+    ValueError
+        A bad parameter.
+
+    Notes
+    -----
+    The cfg files carry the drawn ejection fraction (`EF`, %).
     """
     if patients < 1:
         raise ValueError(f"patients={patients}: a cohort needs at least one patient")

@@ -1,9 +1,9 @@
-"""Causes of the phantom: who the patient is and how the pictures were recorded.
+"""Causes of the phantom: who the patient is and how the images were recorded.
 
-A :class:`Patient` holds causes only: sex, age, chamber sizes, ejection fraction, picture quality, probe.
+A `Patient` holds causes only: sex, age, chamber sizes, ejection fraction, image quality, probe.
 Normal ranges: Lang et al. 2015, "Recommendations for cardiac chamber quantification by echocardiography in
 adults", J Am Soc Echocardiogr 28:1-39. The mix of patients (a hospital's, with many reduced ejection
-fractions) and of picture qualities follows CAMUS: Leclerc et al. 2019, IEEE Trans Med Imaging 38:2198-2210.
+fractions) and of image qualities follows CAMUS: Leclerc et al. 2019, IEEE Trans Med Imaging 38:2198-2210.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 from echovlsm import QUALITIES, VIEWS
 
 QUALITY_SHARES: tuple[float, float, float] = (0.35, 0.46, 0.19)
-"""Shares of good, medium and poor pictures, about those of CAMUS (Leclerc et al. 2019, table I)."""
+"""Shares of good, medium and poor images, about those of CAMUS (Leclerc et al. 2019, table I)."""
 CONDITIONS: tuple[str, ...] = ("normal", "reduced", "hypertrophic")
 CONDITION_SHARES: tuple[float, float, float] = (0.42, 0.40, 0.18)
 
@@ -23,7 +23,7 @@ class Acquisition:
     """How one view of a patient was recorded; ED and ES are frames of the same recording and share it."""
 
     quality: str
-    """One of :data:`echovlsm.QUALITIES`."""
+    """One of `echovlsm.QUALITIES`."""
     depth: float
     """Depth of the sector, mm."""
     opening: int
@@ -42,13 +42,13 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Patient:
-    """The causes of a patient's four pictures. Lengths in mm, fractions in percent, age in years."""
+    """The causes of a patient's four images. Lengths in mm, fractions in percent, age in years."""
 
     sex: str
     """`F` or `M`."""
     age: int
     condition: str
-    """One of :data:`CONDITIONS`."""
+    """One of `CONDITIONS`."""
     body: float
     """Body size, a standard score within the sex."""
     lv_length: float

@@ -13,16 +13,18 @@ import pytest
 from scipy import ndimage
 
 from echovlsm import PHASES, QUALITIES, VIEWS
+from echovlsm.evaluation.clinical import ejection_fraction, measure, volume
 from echovlsm.phantom import acoustics, anatomy, beam
 from echovlsm.phantom import cohort as phantom
-from echovlsm.phantom.anatomy import heart_coordinates
-from echovlsm.phantom.beam import BEAMS, RANGES, RAYLEIGH_RATIO, picture_shape
+from echovlsm.phantom.anatomy import Tissue, heart_coordinates
+from echovlsm.phantom.beam import BEAMS, RANGES, picture_shape
+from echovlsm.phantom.patient import Patient
 
 SEED = 20
 Frames = dict[tuple[str, str], phantom.Phantom]
 
 
-def _frames(patient: phantom.Patient, seed: int, size: int = 192) -> Frames:
+def _frames(patient: Patient, seed: int, size: int = 192) -> Frames:
     return {
         (v, p): phantom.simulate(patient, v, p, 100 * seed + 10 * i + j, size)
         for i, v in enumerate(VIEWS)
@@ -30,13 +32,19 @@ def _frames(patient: phantom.Patient, seed: int, size: int = 192) -> Frames:
     }
 
 
+def _volume(frames: Frames, phase: str) -> float:
+    """Biplane volume of the cavity, mL, measured on the label maps as the study measures it."""
+    shown = {view: frames[view, phase] for view in VIEWS}
+    return volume({view: measure(f.labels, (f.spacing, f.spacing), view) for view, f in shown.items()})[0]
+
+
 @pytest.fixture(scope="module")
-def patients() -> list[phantom.Patient]:
+def patients() -> list[Patient]:
     return [phantom.draw_cohort_patient(SEED, i) for i in range(30)]
 
 
 @pytest.fixture(scope="module")
-def pictures(patients: list[phantom.Patient]) -> list[Frames]:
+def pictures(patients: list[Patient]) -> list[Frames]:
     return [_frames(p, i) for i, p in enumerate(patients)]
 
 
@@ -45,7 +53,7 @@ def test_homogeneous_speckle_is_rayleigh() -> None:
     rng = np.random.default_rng(1)
     strength = np.full((RANGES, BEAMS), 0.3, np.float32)
     for resolution in (1.0, 1.4):
-        envelopes = np.stack([phantom.envelope(strength, rng, resolution=resolution) for _ in range(8)])
+        envelopes = np.stack([beam.envelope(strength, rng, resolution=resolution) for _ in range(8)])
         inner = envelopes[:, 30:-10, 15:-15]  # away from the edges of the field
         assert inner.mean() / inner.std() == pytest.approx(1.913, rel=0.03)
         assert (inner**2).mean() == pytest.approx(2 * 0.3**2, rel=0.03), "filters must have unit noise gain"
@@ -53,18 +61,17 @@ def test_homogeneous_speckle_is_rayleigh() -> None:
         assert (top**2).mean() == pytest.approx((bottom**2).mean(), rel=0.1), (
             "speckle must not fade with depth"
         )
-    assert pytest.approx(1.913, abs=1e-3) == RAYLEIGH_RATIO
 
 
 def test_compounding_lowers_speckle_contrast() -> None:
     strength = np.ones((RANGES, BEAMS), np.float32)
-    one = phantom.envelope(strength, np.random.default_rng(1))
-    four = phantom.envelope(strength, np.random.default_rng(1), looks=4)
+    one = beam.envelope(strength, np.random.default_rng(1))
+    four = beam.envelope(strength, np.random.default_rng(1), looks=4)
     assert four.mean() / four.std() > 1.7 * one.mean() / one.std()
 
 
 def test_speckle_widens_with_depth_in_millimetres() -> None:
-    envelope = phantom.envelope(
+    envelope = beam.envelope(
         np.ones((RANGES, BEAMS), np.float32), np.random.default_rng(2), depth=160, opening=75
     )
 
@@ -90,37 +97,23 @@ def test_cavity_is_smaller_and_wall_thicker_in_systole(pictures: list[Frames]) -
 
 
 def test_ejection_fraction_of_labels_is_the_drawn_one(
-    patients: list[phantom.Patient], pictures: list[Frames]
+    patients: list[Patient], pictures: list[Frames]
 ) -> None:
     drawn = np.array([p.ejection_fraction for p in patients])
-    measured = np.array([phantom.ejection_fraction(f) for f in pictures])
+    measured = np.array([ejection_fraction(_volume(f, "ED"), _volume(f, "ES")) for f in pictures])
     assert np.ptp(drawn) > 30, "the sample must hold low and normal ejection fractions"
     assert np.abs(measured - drawn).max() < 3
     assert abs((measured - drawn).mean()) < 1
 
 
-def test_biplane_volume_of_an_ellipsoid() -> None:
-    """A half ellipsoid, cut flat at the base, against its closed form."""
-    y, x = np.mgrid[:200, :200]
-    spacing, half_width, length = 0.7, 40, 130
-    labels = ((((x - 100) / half_width) ** 2 + ((y - 150) / length) ** 2 <= 1) & (y <= 150)).astype(np.uint8)
-    expected = 2 / 3 * np.pi * half_width**2 * length * spacing**3 / 1000
-    assert phantom.biplane_volume([labels, labels], [spacing, spacing]) == pytest.approx(expected, rel=0.03)
-    with pytest.raises(ValueError, match="no LV cavity"):
-        phantom.biplane_volume([labels, np.zeros_like(labels)], [spacing, spacing])
-
-
 def test_volumes_lie_in_a_plausible_range(pictures: list[Frames]) -> None:
-    volumes = [
-        phantom.biplane_volume([f[v, "ED"].labels for v in VIEWS], [f[v, "ED"].spacing for v in VIEWS])
-        for f in pictures
-    ]
+    volumes = [_volume(frames, "ED") for frames in pictures]
     assert 70 < np.median(volumes) < 130  # mL; Lang et al. 2015: 106 +- 22 in men, 76 +- 15 in women
     assert min(volumes) > 35
     assert max(volumes) < 260
 
 
-def test_intensity_order_in_aggregate(patients: list[phantom.Patient], pictures: list[Frames]) -> None:
+def test_intensity_order_in_aggregate(patients: list[Patient], pictures: list[Frames]) -> None:
     for quality in QUALITIES:
         shown = [
             f
@@ -131,12 +124,12 @@ def test_intensity_order_in_aggregate(patients: list[phantom.Patient], pictures:
         assert len(shown) >= 8
         cavity, wall, pericardium = (
             np.median(np.concatenate([f.image[(f.tissue == t) & (f.image > 0)] for f in shown]))
-            for t in (phantom.Tissue.LV_CAVITY, phantom.Tissue.MYOCARDIUM, phantom.Tissue.PERICARDIUM)
+            for t in (Tissue.LV_CAVITY, Tissue.MYOCARDIUM, Tissue.PERICARDIUM)
         )
         assert cavity + 10 < wall < pericardium, quality
 
 
-def test_quality_lowers_contrast(patients: list[phantom.Patient]) -> None:
+def test_quality_lowers_contrast(patients: list[Patient]) -> None:
     """The same hearts and recordings, with nothing but the quality changed."""
     contrast = {}
     for quality in QUALITIES:
@@ -185,7 +178,7 @@ def test_myocardium_is_open_at_the_base_and_the_atrium_lies_behind_the_valve(pic
 
 
 def test_context_belongs_to_the_view(pictures: list[Frames]) -> None:
-    right = [phantom.Tissue.RIGHT_VENTRICLE, phantom.Tissue.RIGHT_ATRIUM]
+    right = [Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM]
     shown = {v: np.mean([np.isin(f[v, "ED"].tissue, right).any() for f in pictures]) for v in VIEWS}
     assert shown == {"2CH": 0.0, "4CH": 1.0}
 
@@ -218,18 +211,18 @@ def test_sex_and_age_are_causes() -> None:
     assert shares == pytest.approx([0.35, 0.46, 0.19], abs=0.03)
 
 
-def test_fibrosis_brightens_the_wall(patients: list[phantom.Patient]) -> None:
+def test_fibrosis_brightens_the_wall(patients: list[Patient]) -> None:
     for i, patient in enumerate(patients[:3]):
         dim, bright = (
             phantom.simulate(replace(patient, fibrosis=x), "4CH", "ED", i, 128) for x in (0.0, 6.0)
         )
-        wall = (dim.tissue == phantom.Tissue.MYOCARDIUM) & (dim.image > 0)
-        cavity = dim.tissue == phantom.Tissue.LV_CAVITY
+        wall = (dim.tissue == Tissue.MYOCARDIUM) & (dim.image > 0)
+        cavity = dim.tissue == Tissue.LV_CAVITY
         step = [f.image[wall].mean() - f.image[cavity].mean() for f in (dim, bright)]
         assert step[1] > step[0] + 2
 
 
-def test_simulation_is_deterministic(patients: list[phantom.Patient]) -> None:
+def test_simulation_is_deterministic(patients: list[Patient]) -> None:
     first, again, other = (phantom.simulate(patients[0], "4CH", "ED", s, 128) for s in (3, 3, 4))
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.labels, again.labels)
@@ -238,8 +231,21 @@ def test_simulation_is_deterministic(patients: list[phantom.Patient]) -> None:
     assert phantom.draw_cohort_patient(SEED + 1, 7) != patients[7]
 
 
+def test_the_steps_one_by_one_make_the_same_image(patients: list[Patient]) -> None:
+    """From the room's face, as a notebook takes them."""
+    from echovlsm.phantom import acoustics, anatomy, beam, draw_cohort_patient
+
+    patient, rng = draw_cohort_patient(SEED, 4), np.random.default_rng(8)
+    heart = anatomy.make_heart(patient, "4CH", "ED", tuple(rng.normal(0, (0.8, 0.8, 0.015))))
+    recording = acoustics.recording_of(patient, "4CH")
+    tissue = anatomy.tissue_map(heart, *beam.sample_points(recording.depth, recording.opening, rng))
+    echoes = acoustics.polar_picture(tissue, recording, rng, anatomy.hinge_points(heart))
+    image = beam.scan_convert(echoes, recording.opening, 128)
+    np.testing.assert_array_equal(image, phantom.simulate(patients[4], "4CH", "ED", 8, 128).image)
+
+
 @pytest.mark.parametrize("size", [32, 64, 96, 200, 256])
-def test_size_changes_the_spacing_and_not_the_heart(patients: list[phantom.Patient], size: int) -> None:
+def test_size_changes_the_spacing_and_not_the_heart(patients: list[Patient], size: int) -> None:
     f = phantom.simulate(patients[2], "4CH", "ED", 1, size)
     reference = phantom.simulate(patients[2], "4CH", "ED", 1, 192)
     assert f.image.shape == picture_shape(size)
@@ -249,7 +255,7 @@ def test_size_changes_the_spacing_and_not_the_heart(patients: list[phantom.Patie
     assert f.image[f.image > 0].mean() == pytest.approx(reference.image[reference.image > 0].mean(), rel=0.08)
 
 
-def test_bad_parameters_are_named(patients: list[phantom.Patient], tmp_path) -> None:
+def test_bad_parameters_are_named(patients: list[Patient], tmp_path) -> None:
     with pytest.raises(ValueError, match="view='3CH'"):
         phantom.simulate(patients[0], "3CH", "ED", 1)
     with pytest.raises(ValueError, match="phase='ed'"):
@@ -311,7 +317,7 @@ def test_processes_change_nothing(tmp_path) -> None:
     assert cohort.cohort_hash(one) == cohort.cohort_hash(two)
 
 
-def test_a_frame_does_not_depend_on_the_frames_drawn_before(patients: list[phantom.Patient]) -> None:
+def test_a_frame_does_not_depend_on_the_frames_drawn_before(patients: list[Patient]) -> None:
     """Both phases share what belongs to the recording; drawing one must not change it."""
     acoustics.draw_recording.cache_clear()
     alone = phantom.simulate(patients[3], "2CH", "ES", 1, 128)
@@ -355,7 +361,7 @@ def test_envelope_is_that_of_filtered_complex_noise() -> None:
     strength = np.random.default_rng(3).uniform(0.1, 1, (RANGES, BEAMS)).astype(np.float32)
     coherent = np.zeros_like(strength)
     coherent[150, 40:120] = 3
-    found = phantom.envelope(strength, np.random.default_rng(5), 150, 72, 1.2, coherent, looks=2)
+    found = beam.envelope(strength, np.random.default_rng(5), 150, 72, 1.2, coherent, looks=2)
     along, across = beam._transfers(150, 72, 1.2)
     rng, intensity = np.random.default_rng(5), 0
     for _ in range(2):
@@ -378,7 +384,7 @@ def test_scan_conversion_interpolates_between_beams(opening: int) -> None:
     assert np.abs(found - expected).max() <= 0.5 + 1e-4
 
 
-def test_a_points_tissue_does_not_depend_on_the_other_points(patients: list[phantom.Patient]) -> None:
+def test_a_points_tissue_does_not_depend_on_the_other_points(patients: list[Patient]) -> None:
     """Most tissues are tried only where they may lie; the places found must be the right ones."""
     rng = np.random.default_rng(7)
     for patient in patients[:6]:
