@@ -15,13 +15,9 @@ from echovlsm import STRUCTURES, models
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.cohort.images import load_labels
 from echovlsm.cohort.read import read_cohort
-from echovlsm.evaluation import runs as evaluate
-from echovlsm.evaluation.runs import (
-    EvaluationError,
-    choose_pictures,
-    kept_run,
-    labels_of,
-)
+from echovlsm.evaluation import predictions
+from echovlsm.evaluation.predictions import labels_of
+from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
 from echovlsm.evaluation.scoring import METRICS, score
 from tests.conftest import ROOT
 from tests.conftest import call as echovlsm
@@ -60,7 +56,7 @@ def test_one_row_a_mask_with_all_five_metrics(cohort: Path, run: Path, tmp_path:
     scores, frames = pd.read_parquet(out), read_cohort(cohort)
     test = frames[frames["split"] == "test"]
     assert len(scores) == 4 * len(test)  # three structures and the epicardium
-    three = scores[scores["structure"] != evaluate.EPICARDIUM]
+    three = scores[scores["structure"] != predictions.EPICARDIUM]
     assert set(scores["patient"]) == set(test["patient"])
     assert set(METRICS) <= set(scores.columns)
     assert set(scores["prompt"]) == {"P3"}
@@ -73,9 +69,9 @@ def test_one_row_a_mask_with_all_five_metrics(cohort: Path, run: Path, tmp_path:
 def test_scores_are_those_of_the_model_in_the_run(cohort: Path, run: Path) -> None:
     frames, _ = choose_pictures(cohort)
     kept = kept_run(run)
-    logits = evaluate.predict_run(kept, frames)
+    logits, _ = predictions.predict_run(kept, frames)
     assert logits.shape == (len(frames), 3, 64, 64)
-    table = evaluate.score_run(kept, frames, logits, 64)
+    table = predictions.score_run(kept, frames, logits, 64)
     labels, place = load_labels(frames.iloc[-1]), len(table) - 4
     cavity, ring = (answer.sigmoid().numpy() for answer in logits[-1, :2])
     # what is more probable than not in either is so in the larger of both probabilities
@@ -87,7 +83,7 @@ def test_scores_are_those_of_the_model_in_the_run(cohort: Path, run: Path) -> No
         expected = score(found, truth, size=64)
         values = [expected[name] for name in METRICS]
         assert table.loc[row, list(METRICS)].tolist() == pytest.approx(values, nan_ok=True)
-    assert table.loc[place + 3, "structure"] == evaluate.EPICARDIUM
+    assert table.loc[place + 3, "structure"] == predictions.EPICARDIUM
 
 
 def test_whatever_the_lists_say(cohort: Path) -> None:
