@@ -30,7 +30,7 @@ IDENTITY: tuple[str, ...] = ("patient", "view", "phase", "split", "quality", "se
 """Columns of the frames table that a row of scores carries."""
 
 UNION = "their union"
-"""Name of the three structures together in `prompt_matrix`."""
+"""Name of the three structures together in `prompt_dice`."""
 
 
 def predict_images(
@@ -161,28 +161,33 @@ def score_run(run: RunFolder, frames: pd.DataFrame, logits: Tensor, size: int = 
     return table.assign(**settings, cohort=frames.attrs["meta"]["name"], scale=run.record.get("scale"))
 
 
-def prompt_matrix(logits: Tensor, labels: Tensor) -> pd.DataFrame:
-    """Does the mask follow the words? Mean Dice of each answer with each structure's reference.
+def prompt_dice(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Dice float32 (N, S) of every answer with each structure's reference, and with all together (`UNION`).
 
-    Parameters
-    ----------
-    logits, labels
-        Of `predict_images`.
+    `logits` and `labels` are those of `predict_images`.
+    """
+    from monai.metrics import compute_dice
+
+    answers = to_mask(logits)
+    wanted = {name: labels == value for value, name in STRUCTURES.items()} | {UNION: labels > 0}
+    return {
+        name: compute_dice(answers, reference[:, None].expand_as(answers), ignore_empty=False)
+        for name, reference in wanted.items()
+    }
+
+
+def prompt_matrix(logits: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Does the mask follow the words? Means of `prompt_dice` over the images.
 
     Returns
     -------
     DataFrame
-        float32; index `asked for` (structure), a column a structure and one of the three together (`UNION`).
+        float32; index `asked for` (structure), a column a structure and `UNION`.
     """
     import pandas as pd
-    from monai.metrics import compute_dice
 
-    answers, overlap = to_mask(logits), {}
-    wanted = {name: labels == value for value, name in STRUCTURES.items()} | {UNION: labels > 0}
-    for name, reference in wanted.items():
-        reference = reference[:, None].expand_as(answers)
-        overlap[name] = compute_dice(answers, reference, ignore_empty=False).mean(dim=0).numpy()
-    return pd.DataFrame(overlap, index=pd.Index(list(STRUCTURES.values()), name="asked for"))
+    means = {name: dice.mean(dim=0).numpy() for name, dice in prompt_dice(logits, labels).items()}
+    return pd.DataFrame(means, index=pd.Index(list(STRUCTURES.values()), name="asked for"))
 
 
 def worst_images(scores: pd.DataFrame, frames: pd.DataFrame, count: int = 4) -> pd.Series:

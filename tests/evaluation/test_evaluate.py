@@ -13,7 +13,7 @@ import yaml
 
 from echovlsm import STRUCTURES, models
 from echovlsm.base.run_folder import RunFolder
-from echovlsm.cohort.images import load_labels
+from echovlsm.cohort.images import load_labels, resize_labels
 from echovlsm.cohort.read import read_cohort
 from echovlsm.evaluation import predictions
 from echovlsm.evaluation.predictions import labels_of
@@ -181,3 +181,59 @@ def test_a_record_carries_numbers_only(phantom_cohort: Path, run: Path, tmp_path
     assert record["evaluation"]["parameters"]["evaluate_on"] == "val"
     assert record["peak_memory_gib"] > 0
     assert str(tmp_path) not in text
+
+
+# -- answers about images -----------------------------------------------------------------------------------
+
+
+def _answers(frames: pd.DataFrame, size: int = 64) -> torch.Tensor:
+    """Logits that repeat the reference masks at another size, as far as that can."""
+    masks = [[load_labels(row) == value for value in STRUCTURES] for row in frames.itertuples()]
+    exact = torch.from_numpy(np.array(masks)).float() * 20 - 10
+    return torch.nn.functional.interpolate(exact, size=(size, size), mode="bilinear")
+
+
+def test_images_have_a_score_a_structure_and_if_asked_the_epicardiums(
+    phantom_frames: pd.DataFrame,
+) -> None:
+    frames = phantom_frames.head(3).reset_index(drop=True)
+    logits = _answers(frames)
+    three = predictions.score_images(frames, logits, 64, epicardium=False, strategy="mine")
+    four = predictions.score_images(frames, logits, 64)
+    assert list(three.columns[:4]) == ["strategy", "patient", "view", "phase"]
+    assert len(three) == 3 * 3
+    assert len(four) == 3 * 4
+    assert set(four["structure"]) - set(three["structure"]) == {predictions.EPICARDIUM}
+    assert three["dice"].min() > 0.8
+    native = predictions.score_images(frames, logits, 0, epicardium=False)
+    assert set(native["unit"]) == {"mm"}
+
+
+def test_the_prompt_matrix_is_high_where_the_words_are_obeyed(phantom_frames: pd.DataFrame) -> None:
+    frames = phantom_frames.head(4).reset_index(drop=True)
+    logits = _answers(frames)
+    labels = torch.stack([resize_labels(load_labels(row), 64) for row in frames.itertuples()])
+    obeyed = predictions.prompt_matrix(logits, labels)
+    names = list(STRUCTURES.values())
+    assert list(obeyed.columns) == [*names, predictions.UNION]
+    assert np.diag(obeyed[names]).min() > 0.8
+    assert (obeyed[names].to_numpy() - np.diag(np.diag(obeyed[names]))).max() < 0.2
+    # a model that outlines everything, whatever it is asked
+    everything = predictions.prompt_matrix(logits.amax(dim=1, keepdim=True).expand_as(logits), labels)
+    assert everything[predictions.UNION].min() > 0.9
+    assert everything.nunique().eq(1).all()
+
+
+def test_the_worst_images_come_first_with_their_place(phantom_frames: pd.DataFrame) -> None:
+    frames = phantom_frames.head(4).reset_index(drop=True)
+    logits = _answers(frames)
+    logits[2], logits[1, 0] = -10, -10
+    scores = predictions.score_images(frames, logits, 64, epicardium=False)
+    worst = predictions.worst_images(scores, frames, 2)
+    assert list(worst.index) == [2, 1]
+    assert worst[2] == 0
+    row = frames.iloc[1]
+    own = scores[(scores[["patient", "view", "phase"]] == row[["patient", "view", "phase"]]).all(axis=1)]
+    assert worst[1] == pytest.approx(own["dice"].mean())
+    figure = predictions.plot_answers(worst, frames, logits, "the worst")
+    assert figure.axes[0].get_title().endswith(": 0.00")
