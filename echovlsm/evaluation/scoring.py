@@ -52,19 +52,10 @@ class ScoreError(ValueError):
 
 
 class Masks:
-    """Two masks on one grid, and what scores take from them.
+    """Two masks bool (H, W) on one grid, and what scores take from them.
 
-    Parameters
-    ----------
-    pred, truth
-        bool (H, W).
-    spacing
-        (height, width) of a pixel; 1, 1 for distances in pixels.
-
-    Attributes
-    ----------
-    found, wanted, both : int
-        Pixels of the prediction, of the truth, and of what they share.
+    `spacing` is the (height, width) of a pixel: 1, 1 for distances in pixels. `found`, `wanted` and `both`
+    count the pixels of the prediction, of the truth, and of what they share.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ _PICTURE = ["patient", "view", "phase"]
 
 
 def swappable(level: str, synthetic: bool = False) -> tuple[str, ...]:
-    """Return what a prompt of this level says and can say falsely: `structure` and the level's attributes.
+    """What a prompt of this level says and can say falsely: `structure` and the level's attributes.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def false_prompts(
     missing: Missing = "error",
     shapes: Shapes = None,
 ) -> pd.DataFrame:
-    """Return the true prompt and, for each attribute that it names, one in which only this is false.
+    """The true prompt and, for each attribute that it names, one in which only this is false.
 
     The other view, phase or sex is taken; another quality or shape is drawn, an age at least `AGE_APART`
     years away, and of each picture's structures a permutation without fixed point. The draw depends on the
@@ -141,13 +141,7 @@ def word_effects(
         Frames table of one cohort; every row needs a mask.
     level
         P1 to P7, the level that the model was trained with.
-    variant
-        As in `false_prompts`.
-    seed
-        As in `false_prompts`.
-    missing
-        As in `false_prompts`.
-    shapes
+    variant, seed, missing, shapes
         As in `false_prompts`.
     size
         Side in pixels at which masks are compared, as `scoring.score` does it; None: the model's own.

@@ -37,10 +37,8 @@ def check_identity(
     ----------
     frames
         Frames table of `cohort.read_cohort`; its rows with split `test` and a mask are used.
-    scores
-        Of `load_scores`.
-    mapping
-        Old testing number to patient, of `legacy_testing_map`.
+    scores, mapping
+        Of `load_scores`, and old testing number to patient, of `legacy_testing_map`.
 
     Returns
     -------
@@ -156,10 +154,8 @@ def pair_runs(
     ----------
     ours
         Scores table of one run (`scoring.score_table`, `data/results/*/scores.parquet`), Dice as a fraction.
-    scores
-        Of `load_scores`.
-    mapping
-        Old testing number to patient, of `legacy_testing_map`.
+    scores, mapping
+        Of `load_scores`, and old testing number to patient, of `legacy_testing_map`.
     our_strategy
         Rows of `ours` to compare.
     run

@@ -6,9 +6,9 @@ not part of this project: `load_scores` reads them from a file or folder, or dow
 commit. Either way the content of each file is checked against `data/published/registry.csv`.
 
 What follows from them is in `echovlsm.published.statistics`, the claims ledger in
-`echovlsm.published.claims`, and what their code computed in `echovlsm.published.code`. `python -m
-echovlsm.published compute --scores PATH` writes the small tables of `data/published/results`, from which
-pages render where the scores are absent.
+`echovlsm.published.claims`, and what their code computed in `echovlsm.published.code`. `echovlsm published
+compute --scores PATH` writes the small tables of `data/published/results`, from which pages render where the
+scores are absent.
 """
 
 from __future__ import annotations
