@@ -230,7 +230,6 @@ def agreement(reference: Any, measured: Any, level: float = 0.95, seed: int = 0)
     ClinicalError
         Different lengths, or fewer than three pairs.
     """
-
     first, second = (np.asarray(values, dtype=float) for values in (reference, measured))
     if first.shape != second.shape or first.ndim != 1:
         raise ClinicalError(f"agreement: {first.shape} and {second.shape}; give one value a patient in each")

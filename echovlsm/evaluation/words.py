@@ -147,10 +147,8 @@ def word_effects(
         Side in pixels at which masks are compared, as `scoring.score` does it; None: the model's own.
     threshold
         Probability from which a pixel belongs to the mask.
-    batch_size
-        Pictures at a time; each is encoded once for all of its prompts, up to 24.
-    progress
-        Whether to show a progress bar.
+    batch_size, progress
+        Pictures at a time (each is encoded once for all of its prompts, up to 24); a progress bar.
 
     Returns
     -------
@@ -367,7 +365,6 @@ class _Draw:
 
     def shape(self, true: str | None, number: int) -> str | None:
         """A false shape for the structure of this number."""
-
         others = [shape for shape in SHAPES if shape != true]
         return None if true is None else _pick(others, self._shapes[number])
 

@@ -131,7 +131,6 @@ class Explorer:
 
     def prompt(self, key: Key, structure: str, level: str, variant: int = 0) -> str:
         """The authors' sentence of this level for a structure of a picture."""
-
         picture = self.picture(key)
         known = dict(picture.known)
         truth = picture.reference(structure)
@@ -313,7 +312,6 @@ def load_nets(
     dict
         Name to model: the run's name first, then ``zero-shot (<weights>)``.
     """
-
     if run is None:
         return {zero_shot_name(weights): models.load(model, weights)}
     return {

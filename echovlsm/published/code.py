@@ -207,7 +207,6 @@ def words_of_p6(folder: str | os.PathLike[str]) -> pd.DataFrame:
     PublishedError
         A file is absent or not one of their prompts.
     """
-
     rows = []
     for cohort, name in PROMPT_FILES.items():
         path = Path(folder) / name
@@ -250,7 +249,6 @@ def hausdorff_unit(scores: pd.DataFrame, side: int = 512) -> dict[str, Any]:
         numbers on a grid of this side), `grid_deviation_352`, `grid_deviation_416` (on the models' input
         sizes; 0.25 is chance).
     """
-
     pixels = scores["hausdorff"] / 100
     squares = pixels**2
     # values have four decimals after multiplication by 100
@@ -315,7 +313,6 @@ def label_order_demo(patients: int = 3) -> pd.DataFrame:
         One row an order: `1`, `2`, `3` (the structure that the number was given to), `masks` (both views and
         phases of so many phantom patients), `order found` (share of the masks).
     """
-
     masks = [
         phantom.simulate(phantom.draw_cohort_patient(0, index), view, phase, 0, size=96).labels
         for index in range(patients)

@@ -53,7 +53,6 @@ def check_identity(
     PublishedError
         No testing pictures with masks among the frames, or none of the mapped patients.
     """
-
     testing = frames[(frames["split"] == "test") & frames["labels"].notna()]
     if testing.empty:
         raise PublishedError(
@@ -243,7 +242,6 @@ def compare_runs(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def plot_runs(axes: Axes, pairs: pd.DataFrame, ours: str = "ours", theirs: str = "the authors'") -> None:
     """Our Dice over theirs, one point a mask; above the diagonal ours is better."""
-
     whole = compare_runs(pairs).iloc[0]
     both = pairs[["ours", "theirs"]]
     low = 10 * np.floor(both.quantile(0.01).min() / 10)

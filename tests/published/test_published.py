@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from echovlsm import STRUCTURES
+from echovlsm import cohort as cohorts
 from echovlsm.cohort import read as cohort
 from echovlsm.cohort.files import CohortError
 from echovlsm.published import (
@@ -543,7 +544,7 @@ def test_a_shortened_list_or_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_map_is_offered_with_the_cohorts() -> None:
-    assert "legacy_testing_map" in cohort.__all__
+    assert "legacy_testing_map" in cohorts.__all__
 
 
 def test_identity_is_told_from_areas(phantom_frames: pd.DataFrame) -> None:
