@@ -8,6 +8,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["acoustics", "anatomy", "beam"],
     submod_attrs={
         "cohort": ["draw_cohort_patient", "simulate", "write_phantom_cohort"],
     },
