@@ -134,4 +134,5 @@ class Page:
         """
         style = table.style if isinstance(table, pd.DataFrame) else table
         style = style if index else style.hide(axis="index")
-        return style.set_caption(f"{caption} {self.note if note else ''}".strip())
+        told = f"{caption} {self.note if note else ''}".strip()
+        return style.set_caption(told) if told else style
