@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -156,15 +156,16 @@ def plot_word_effects(effects: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_union(
-    pictures: Iterable[np.ndarray], labels: Sequence[np.ndarray], answers: Sequence[np.ndarray], title: str
-) -> Figure:
-    """Pictures with reference outlines and, in white, the mask that the empty prompt gives (bool (H, W))."""
-    figure, axes = plt.subplots(1, len(labels), figsize=(2.9 * len(labels), 3.3), squeeze=False)
-    for axis, picture, label, answer in zip(axes[0], pictures, labels, answers, strict=True):
-        figures.show_picture(axis, picture)
-        figures.outline_labels(axis, label)
-        figures.outline(axis, answer, "#FFFFFF", dashed=True)
+def plot_union(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str) -> Figure:
+    """Images with reference outlines and, in white, the mask that the empty prompt gives.
+
+    `rows` are as in `plot_failures`; of the answers, which are alike, the first is drawn.
+    """
+    figure, axes = plt.subplots(1, len(rows), figsize=(2.9 * len(rows), 3.3), squeeze=False)
+    for axis, (caption, image, labels, answers) in zip(axes[0], rows, strict=True):
+        figures.show_picture(axis, image, caption)
+        figures.outline_labels(axis, labels)
+        figures.outline(axis, answers[0], "#FFFFFF", dashed=True)
     figures.structure_legend(figure)
     figures.heading(figure, title)
     return figure
@@ -181,3 +182,21 @@ def plot_failures(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
     figures.structure_legend(figure, {"reference": "-", "prediction": "--"})
     figures.heading(figure, title)
     return figure
+
+
+def told_of_gain(strategy: str, comparison: pd.DataFrame) -> str:
+    """What a strategy changes against `real`, in a sentence; `comparison` is of `statistics.compare`."""
+    up, clear = (comparison["difference"] > 0).sum(), (comparison["low"] > 0).sum()
+    points = 100 * comparison["difference"].mean()
+    return (
+        f"`{strategy}` minus `real`: {points:+.1f} points of Dice on average, higher in {up} of "
+        f"{len(comparison)} cells, beyond the interval over patients in {clear}."
+    )
+
+
+def told_of_models(scores: pd.DataFrame) -> str:
+    """The models' mean Dice where all read words and learn from real images alone, in a sentence."""
+    fair = scores.query("strategy == 'real' and encoders == 'unfrozen' and prompt != 'P0'")
+    means = fair.groupby("model")["dice"].mean()
+    told = ", ".join(f"{MODEL_NAMES[name]} {100 * dice:.1f}" for name, dice in means.items())
+    return f"Mean Dice of `real`, unfrozen, prompts with words: {told} (no words)."
