@@ -30,6 +30,10 @@ import pandas as pd
 
 ROOT = Path(__file__).parents[1]
 TESTS: dict[str, tuple[str, ...]] = {
+    "echovlsm/evaluation/inference.py": (
+        "tests/evaluation/test_inference.py",
+        "tests/workflow/test_properties.py",
+    ),
     "echovlsm/evaluation/statistics.py": (
         "tests/evaluation/test_statistics.py",
         "tests/workflow/test_properties.py",

@@ -20,7 +20,7 @@ RESTS_ON: dict[str, tuple[str, ...]] = {
     "evaluation": ("training",),
     "study": ("synthesis", "evaluation"),
     "published": ("study",),
-    "explorer": ("training", "phantom"),
+    "explorer": ("evaluation", "phantom"),
 }
 """Room to the rooms from whose faces it may import, with all that those rest on; upstream ones first."""
 

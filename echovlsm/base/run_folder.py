@@ -213,22 +213,38 @@ class RunFolder:
         with files.only_one(self.path):  # from reading to writing
             self.write_yaml("run.yaml", {**self.record, **results})
 
-    def put_on_record(self, results: str | Path) -> Path:
-        """Copy what may be published of a complete, evaluated run: scores, history, record; no weights.
+    def put_on_record(
+        self,
+        results: str | Path,
+        name: str = "",
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Copy what may be published of a complete, scored run: scores, history, record; no weights.
 
         Parameters
         ----------
         results
             Folder of recorded runs, such as `data/results/camus`; the run gets a folder in it.
+        name
+            That folder's; by default the run's own.
+        tables, evaluation
+            File names to tables, and how they came about, of a run that was scored elsewhere; by default the
+            run's own files and record, all of which must be there.
         """
-        record = self.require("scores.parquet", "05_evaluation")
+        record = self.record if tables else self.require("scores.parquet", "05_evaluation")
+        record["evaluation"] = dict(evaluation or record["evaluation"])
         where = {"cohort", "run"}  # paths of one machine tell another nothing
         for part in (record, record["evaluation"]):
             part["parameters"] = {key: value for key, value in part["parameters"].items() if key not in where}
-        target = RunFolder(resolve(results) / self.path.name)
+        target = RunFolder(resolve(results) / (name or self.path.name))
         (target / "run.yaml").unlink(missing_ok=True)  # until all is there, nothing counts
-        for name in ("history.csv", "scores.parquet", "prompt_matrix.csv"):
-            files.copy(self / name, target / name)
+        own = ("history.csv",) if tables else ("history.csv", "scores.parquet", "prompt_matrix.csv")
+        for file in own:
+            if not tables or (self / file).is_file():
+                files.copy(self / file, target / file)
+        for file, table in (tables or {}).items():
+            target.write_table(file, table)
         target.write_yaml("run.yaml", record)
         return target.path
 

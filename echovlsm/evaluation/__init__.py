@@ -1,17 +1,20 @@
 """Evaluation: predicted and true masks in, scores and what may be concluded from them out (notebook 05).
 
-Begin with `scoring`; `statistics` has tests and intervals, `clinical` volumes, `words` false words.
+Begin with `scoring`, where a new score goes. `predictions` scores a model's answers, `statistics` makes
+tables, `inference` tests and intervals, `clinical` volumes; `words` asks with false words.
 """
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["clinical", "scoring", "statistics"],
+    submodules=["clinical", "predictions", "scoring", "statistics"],
     submod_attrs={
-        "runs": ["evaluate_run", "structure_masks"],
-        "scoring": ["score", "score_table", "to_mask"],
-        "statistics": ["bootstrap_interval", "epochs_to_reach", "paired_test", "summary_table"],
+        "inference": ["bootstrap_interval", "paired_test"],
+        "predictions": ["structure_masks"],
+        "runs": ["evaluate_run"],
+        "scoring": ["dice", "score", "score_table", "to_mask"],
+        "statistics": ["epochs_to_reach", "summary_table"],
         "words": ["word_effects"],
     },
 )

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from echovlsm import PHASES, STRUCTURES, VIEWS
-from echovlsm.evaluation.statistics import bootstrap_interval
+from echovlsm.evaluation.inference import bootstrap_interval
+from echovlsm.evaluation.scoring import pixel_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,21 +56,18 @@ def check_spacing(spacing: Any, where: str = "spacing") -> tuple[float, float]:
     ClinicalError
         It is missing, not positive, or 1.0 x 1.0, which headers hold when nobody knew.
     """
-    try:
-        height, width = (float(value) for value in spacing)
-    except (TypeError, ValueError):
-        height = width = math.nan
-    if not (0 < height < math.inf and 0 < width < math.inf):
+    known = pixel_size(spacing)
+    if known is None:
         raise ClinicalError(
             f"{where}: {spacing!r} is no pixel size in millimetres, so there is no area, volume or ejection "
             "fraction; leave this view out, or give the release whose headers have the size"
         )
-    if (height, width) == (1.0, 1.0):
+    if known == (1.0, 1.0):
         raise ClinicalError(
             f"{where}: 1.0 x 1.0 mm is the placeholder of a header whose pixel size is unknown; leave this "
             "view out, or give the release whose headers have the size"
         )
-    return height, width
+    return known
 
 
 def measure(labels: np.ndarray, spacing: Any, where: str = "labels") -> Shape:
@@ -232,7 +230,6 @@ def agreement(reference: Any, measured: Any, level: float = 0.95, seed: int = 0)
     ClinicalError
         Different lengths, or fewer than three pairs.
     """
-
     first, second = (np.asarray(values, dtype=float) for values in (reference, measured))
     if first.shape != second.shape or first.ndim != 1:
         raise ClinicalError(f"agreement: {first.shape} and {second.shape}; give one value a patient in each")

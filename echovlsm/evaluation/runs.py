@@ -9,19 +9,17 @@ the scores lies a record of how they came about (``scores.yaml``).
 from __future__ import annotations
 
 import os
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echovlsm import STRUCTURES
-from echovlsm.base import RunFolder, files, paths, provenance
+from echovlsm.base import RunFolder, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
 from echovlsm.evaluation.clinical import clinical_table
-from echovlsm.evaluation.scoring import METRICS, PAPER_SIZE, score_table, to_mask
-from echovlsm.models import load
-from echovlsm.training import predict, strategies
+from echovlsm.evaluation.predictions import labels_of, predict_run, score_run
+from echovlsm.evaluation.scoring import METRICS, PAPER_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,14 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-EPICARDIUM = "epicardium"
-"""Name of the ventricular cavity and the myocardium together in tables of scores."""
-
 SPLITS: tuple[str, ...] = ("auto", "test", "val", "train", "all")
 """What `choose_pictures` knows."""
-
-IDENTITY: tuple[str, ...] = ("patient", "view", "phase", "split", "quality", "sex", "age")
-"""Columns of the frames table that a row of scores carries."""
 
 
 class EvaluationError(ValueError):
@@ -112,78 +104,6 @@ def kept_run(run: str | Path) -> RunFolder:
     return folder
 
 
-def predict_run(run: RunFolder, frames: pd.DataFrame, batch_size: int = 16) -> Tensor:
-    """Logits float32 (N, S, h, w) of a run's model, for every picture and structure, at the model's size.
-
-    Prompts have the run's level and the first template variant; absent metadata leave out their clause.
-    """
-
-    trained = run.record["parameters"]
-    if trained["model"] == "unet":
-        model = strategies.starting_model("unet", run / "weights", "unfrozen")
-    else:
-        model = load(trained["model"], run / "weights")
-    strategy = trained.get("strategy", "real")
-    asked = frames.assign(split="test")
-    asked.attrs = frames.attrs
-    triplets = strategies.strategy_triplets(
-        strategy, "test", asked, [], trained["prompt"], model, variant="0", missing="omit"
-    )
-    return predict(model.eval(), triplets, batch_size, progress=sys.stderr.isatty())
-
-
-def structure_masks(
-    logits: Tensor, labels: np.ndarray, size: int | None
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, predicted and reference mask of each structure of an image, and of the epicardium.
-
-    Parameters
-    ----------
-    logits
-        float (S, h, w), in the order of `echovlsm.STRUCTURES`.
-    labels
-        Reference, uint8 (H, W).
-    size
-        Side of the predicted masks in pixels; None for that of the reference, which always keeps its own.
-
-    The epicardium is the ventricular cavity and the myocardium together: what challenges and cardiologists
-    score where this project, as the paper, scores the ring. It has no part in any mean over structures.
-    """
-    found = to_mask(logits, size or labels.shape).numpy()
-    for mask, (value, name) in zip(found, STRUCTURES.items(), strict=True):
-        yield name, mask, labels == value
-    yield EPICARDIUM, found[0] | found[1], (labels == 1) | (labels == 2)
-
-
-def score_run(run: RunFolder, frames: pd.DataFrame, logits: Tensor, size: int = PAPER_SIZE) -> pd.DataFrame:
-    """Scores of a run, one row a mask: identity, structure, the run's settings, and `score_table`'s columns.
-
-    Each image has a row more, of the epicardium (`structure_masks`).
-
-    Parameters
-    ----------
-    run, frames, logits
-        Of `kept_run`, `choose_pictures` and `predict_run`.
-    size
-        Side at which masks are compared, distances in its pixels; 0: native size, distances in millimetres.
-    """
-    trained = run.record["parameters"]
-    settings = {key: trained[key] for key in ("model", "prompt", "encoders", "seed") if key in trained}
-    settings["strategy"] = trained.get("strategy", "real")
-
-    def rows() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, Any]]:
-        for row, answers in zip(frames.itertuples(), logits, strict=True):
-            reference, known = load_labels(row), {name: getattr(row, name) for name in IDENTITY}
-            spacing = None if size else (row.spacing_y, row.spacing_x)
-            for structure, *masks in structure_masks(answers, reference, size or None):
-                yield {**known, "structure": structure}, *masks, spacing
-
-    total = len(frames) * (len(STRUCTURES) + 1)
-    table = score_table(rows(), size=size or None, total=total, progress=sys.stderr.isatty())
-    meta = frames.attrs["meta"]
-    return table.assign(**settings, cohort=meta["name"], scale=run.record.get("scale"))
-
-
 def clinical_ends(frames: pd.DataFrame, logits: Tensor) -> pd.DataFrame:
     """Volumes and ejection fraction of each patient; `source` says whether of reference or prediction.
 
@@ -207,20 +127,6 @@ def clinical_ends(frames: pd.DataFrame, logits: Tensor) -> pd.DataFrame:
     return pd.concat([truth.assign(source="reference"), found.assign(source="prediction")], ignore_index=True)
 
 
-def labels_of(logits: Tensor, shape: tuple[int, int]) -> np.ndarray:
-    """One label map uint8 `shape` from logits (S, h, w): of the structures found, the most probable."""
-    import torch
-    from torch.nn import functional
-
-    found = to_mask(logits, shape)
-    sure = functional.interpolate(
-        logits[None].float().sigmoid(), size=shape, mode="bilinear", align_corners=False
-    )[0]
-    values = torch.tensor(list(STRUCTURES), dtype=torch.uint8)
-    best = torch.where(found, sure, torch.zeros(())).max(dim=0)
-    return torch.where(found.any(dim=0), values[best.indices], torch.zeros((), dtype=torch.uint8)).numpy()
-
-
 def mean_dice(scores: pd.DataFrame) -> dict[str, float]:
     """Mean Dice of each structure, of the three together (``mean``), and of the epicardium."""
     means = scores.groupby("structure", sort=False)["dice"].mean().to_dict()
@@ -233,29 +139,6 @@ def summary(scores: pd.DataFrame) -> str:
     means = mean_dice(scores)
     lines = [f"  {name:<24} {value:.3f}" for name, value in means.items() if name != "mean"]
     return "\n".join(["mean Dice", *lines, f"  {'the three structures':<24} {means['mean']:.3f}"])
-
-
-def put_on_record(
-    run: RunFolder, scores: pd.DataFrame, ends: pd.DataFrame | None, evaluation: dict[str, Any], to: Path
-) -> Path:
-    """Copy what may be published of a scored run into a folder of `to`: scores, history, record; no weights.
-
-    `run.yaml` is the training's, with `evaluation` added and without the paths of one machine.
-    """
-    trained = run.record
-    parameters = {key: value for key, value in trained["parameters"].items() if key not in ("cohort", "run")}
-    strategy = parameters.get("strategy", "real")
-    words = (parameters[key] for key in ("model", "prompt"))
-    name = paths.run_path("-", "-", *words, strategy, parameters["encoders"], parameters["seed"]).name
-    target = RunFolder(paths.resolve(to) / name)
-    (target / "run.yaml").unlink(missing_ok=True)  # until all is there, nothing counts
-    target.write_table("scores.parquet", scores)
-    if ends is not None:
-        target.write_table("clinical.csv", ends)
-    if (run / "history.csv").is_file():
-        files.copy(run / "history.csv", target / "history.csv")
-    target.write_yaml("run.yaml", {**trained, "parameters": parameters, "evaluation": evaluation})
-    return target.path
 
 
 def evaluate_run(
@@ -312,7 +195,7 @@ def evaluate_run(
     folder = kept_run(run)
     frames, says = choose_pictures(cohort, split)
     tell(says)
-    logits = predict_run(folder, frames)
+    logits, _ = predict_run(folder, frames, batch_size=16)
     ends = clinical_ends(frames, logits) if clinical or record else None
     scores = score_run(folder, frames, logits, size)
     target = (out or folder / f"scores-{frames.attrs['meta']['name']}.parquet").absolute()
@@ -338,6 +221,12 @@ def evaluate_run(
     if record:
         scored = sorted(set(frames["split"].dropna()))
         known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
-        tell(f"on record: {put_on_record(folder, scores, ends, known, record)}")
+        tables = {"scores.parquet": scores, "clinical.csv": ends}
+        trained = folder.record["parameters"]
+        words = (trained[key] for key in ("model", "prompt"))
+        name = paths.run_path(
+            "-", "-", *words, trained.get("strategy", "real"), trained["encoders"], trained["seed"]
+        ).name
+        tell(f"on record: {folder.put_on_record(record, name, tables, known)}")
     tell(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
     return target

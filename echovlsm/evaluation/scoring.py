@@ -1,21 +1,18 @@
-"""Scores of a predicted mask against the true one: overlap and distance between outlines.
+"""Scores of a predicted mask against the true one: overlap, and distance between outlines.
 
-Two ways of scoring:
-
-- the paper's (Adhikari et al. 2023, section 3; its code): both masks resized to 512 x 512, distances in
-  pixels of that grid. What `score(pred, truth)` does.
-- at native size in millimetres: the prediction brought to the truth's grid, distances by the pixel spacing.
-  What `score(pred, truth, spacing=(sy, sx))` does.
+`score(pred, truth)` is the paper's way (Adhikari et al. 2023, section 3; its code): both masks resized to
+512 x 512, distances in pixels of that grid. `score(pred, truth, spacing=(sy, sx))` compares at the truth's
+own size, distances in millimetres.
 
 The definitions are MONAI's, and the tests hold the values against it; they are computed here, because MONAI
-takes distance transforms of whole pictures. An outline is the mask's pixels with a neighbour (of four)
-outside it; what lies outside the picture is background. `hausdorff` is the largest distance from either
-outline to the other, `hausdorff95` the larger of the two directed 95th percentiles, `assd` the mean over the
-points of both outlines together.
+takes distance transforms of whole images. An outline is the mask's pixels with a neighbour (of four) outside
+it; what lies outside the image is background.
 
-Empty masks, decided here and nowhere else:
+A score is a function of `Masks`. To add one, write it here and name it in `OVERLAPS` or `DISTANCES`: tables,
+means, tests and figures then have its column. The two differ in what an empty mask gives, here and nowhere
+else:
 
-| prediction | truth | dice, iou | hausdorff, hausdorff95, assd |
+| prediction | truth | `OVERLAPS` | `DISTANCES` |
 | --- | --- | --- | --- |
 | empty | empty | 1 (nothing was there and nothing was found) | NaN (no outline) |
 | empty | present | 0 | NaN |
@@ -28,7 +25,8 @@ the masks it is: `echovlsm.evaluation.statistics.mean_scores` does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-METRICS: tuple[str, ...] = ("dice", "iou", "hausdorff", "hausdorff95", "assd")
 PAPER_SIZE: int = 512
 """Side in pixels of the square at which the paper scores."""
 
@@ -51,19 +48,108 @@ class ScoreError(ValueError):
     """Masks, spacing or rows that cannot be scored."""
 
 
+# -- the scores -------------------------------------------------------------------------------------------
+
+
+class Masks:
+    """Two masks bool (H, W) on one grid, and what scores take from them.
+
+    `spacing` is the (height, width) of a pixel: 1, 1 for distances in pixels. `found`, `wanted` and `both`
+    count the pixels of the prediction, of the truth, and of what they share.
+    """
+
+    def __init__(
+        self, pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
+        self.pred, self.truth, self.spacing = pred, truth, spacing
+        self.found, self.wanted, self.both = (
+            int(np.count_nonzero(mask)) for mask in (pred, truth, pred & truth)
+        )
+
+    @cached_property
+    def gaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distance from each point of the prediction's outline to the truth's, (N,), and back, (M,)."""
+        points = [_outline(mask) * self.spacing for mask in (self.pred, self.truth)]
+        return _nearest(*points), _nearest(*points[::-1])
+
+
+def _dice(masks: Masks) -> float:
+    """Twice what both share, over the sum of the two."""
+    return 2 * masks.both / (masks.found + masks.wanted)
+
+
+def _iou(masks: Masks) -> float:
+    """What both share, over what either has."""
+    return masks.both / (masks.found + masks.wanted - masks.both)
+
+
+def _hausdorff(masks: Masks) -> float:
+    """The largest distance from either outline to the other."""
+    there, back = masks.gaps
+    return float(max(there.max(), back.max()))
+
+
+def _hausdorff95(masks: Masks) -> float:
+    """The larger of the two directed 95th percentiles."""
+    return float(max(np.percentile(gap, 95) for gap in masks.gaps))
+
+
+def _assd(masks: Masks) -> float:
+    """The mean distance over the points of both outlines together."""
+    there, back = masks.gaps
+    return float((there.sum() + back.sum()) / (len(there) + len(back)))
+
+
+Score = Callable[[Masks], float]
+OVERLAPS: dict[str, Score] = {"dice": _dice, "iou": _iou}
+"""Shares from 0 to 1; called where both masks have pixels."""
+DISTANCES: dict[str, Score] = {"hausdorff": _hausdorff, "hausdorff95": _hausdorff95, "assd": _assd}
+"""In the unit of the spacing; called where both masks have pixels, that is outlines."""
+METRICS: tuple[str, ...] = (*OVERLAPS, *DISTANCES)
+"""The score columns of every table."""
+
+
+def dice(pred: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two bool masks (H, W) on one grid, of empty ones too."""
+    return _overlap("dice", Masks(pred, truth))
+
+
+def _overlap(name: str, masks: Masks) -> float:
+    if masks.found and masks.wanted:
+        return OVERLAPS[name](masks)
+    return 0.0 if masks.found or masks.wanted else 1.0
+
+
+def _scores(masks: Masks) -> dict[str, float]:
+    whole = masks.found and masks.wanted
+    distances = {name: of(masks) if whole else math.nan for name, of in DISTANCES.items()}
+    return {name: _overlap(name, masks) for name in OVERLAPS} | distances
+
+
+# -- scoring ----------------------------------------------------------------------------------------------
+
+
 def to_mask(logits: Tensor, size: int | tuple[int, int] | None = None, threshold: float = 0.5) -> Tensor:
     """Turn a model's logits into masks, as the paper: sigmoid, resize bilinearly, threshold; nothing after.
 
-    Args:
-        logits: float tensor (..., H, W).
-        size: side or (height, width) in pixels of the masks; None keeps H x W.
-        threshold: probability from which a pixel belongs to the structure (paper 0.5; CRIS's code 0.35).
+    Parameters
+    ----------
+    logits
+        float (..., H, W).
+    size
+        Side or (height, width) in pixels of the masks; None keeps H x W.
+    threshold
+        Probability from which a pixel belongs to the structure (paper 0.5; CRIS's code 0.35).
 
-    Returns:
-        bool tensor (..., height, width), on the device of `logits`.
+    Returns
+    -------
+    Tensor
+        bool (..., height, width), on the device of `logits`.
 
-    Raises:
-        ScoreError: logits that are not finite floats, or a threshold outside (0, 1).
+    Raises
+    ------
+    ScoreError
+        Logits that are not finite floats, or a threshold outside (0, 1).
     """
     if not logits.is_floating_point():
         raise ScoreError(f"logits must be floats, not {logits.dtype}: a mask needs no threshold")
@@ -83,25 +169,35 @@ def score(
 ) -> dict[str, float]:
     """Score one predicted mask.
 
-    Args:
-        pred: (H, W). A mask (bool, or any number type with 0 and 1 only), resized by nearest neighbour; or
-            probabilities (floats from 0 to 1), resized bilinearly and then thresholded.
-        truth: (H, W), a mask; its size may differ from the prediction's.
-        spacing: (height, width) of one pixel of `truth` in millimetres: distances are millimetres. None:
-            distances are pixels of the grid on which the masks are compared.
-        size: side, or (height, width), of the grid on which the masks are compared; None for the truth's own.
-            `auto`: 512 without spacing, the truth's own with it. Spacing is scaled when masks are resized.
-        threshold: probability from which a pixel belongs to the prediction; masks do not need it.
+    Parameters
+    ----------
+    pred
+        (H, W): a mask (bool, or any number type with 0 and 1 only), resized by nearest neighbour; or
+        probabilities (floats from 0 to 1), resized bilinearly and then thresholded.
+    truth
+        (H, W), a mask; its size may differ from the prediction's.
+    spacing
+        (height, width) of one pixel of `truth` in millimetres, which distances then have. None: distances
+        are pixels of the grid on which the masks are compared.
+    size
+        Side, or (height, width), of that grid; None for the truth's own. ``auto``: 512 without spacing, the
+        truth's own with it. Spacing is scaled when masks are resized.
+    threshold
+        Probability from which a pixel belongs to the prediction; masks do not need it.
 
-    Returns:
-        dict of float: `dice` and `iou` as fractions from 0 to 1; `hausdorff`, `hausdorff95`, `assd` in pixels
-        or millimetres. The rules for empty masks are in the module's docstring.
+    Returns
+    -------
+    dict
+        Each of `METRICS`: `OVERLAPS` from 0 to 1, `DISTANCES` in pixels or millimetres; of empty masks see
+        the module.
 
-    Raises:
-        ScoreError: a mask that is not two-dimensional, has values other than 0 and 1, or no pixels; a spacing
-            that is missing (NaN, NA) or not positive; an unknown size.
+    Raises
+    ------
+    ScoreError
+        A mask that is not two-dimensional, has values other than 0 and 1, or no pixels; a spacing that is
+        missing (NaN, NA) or not positive; an unknown size.
     """
-    return _compare(*_prepare(pred, truth, spacing, size, threshold))
+    return _scores(_prepare(pred, truth, spacing, size, threshold))
 
 
 def score_table(
@@ -115,22 +211,29 @@ def score_table(
 ) -> pd.DataFrame:
     """Score many masks, one row a mask.
 
-    Args:
-        rows: (identifiers, pred, truth) or (identifiers, pred, truth, spacing) each; `identifiers` maps
-            column names to values (patient, view, phase, structure, level, ...). May be a generator: one pair
-            of masks is held at a time.
-        size: as in `score`.
-        threshold: as in `score`.
-        progress: whether to show a progress bar.
-        total: number of rows, for the bar, where `rows` has no length.
+    Parameters
+    ----------
+    rows
+        (identifiers, pred, truth) or (identifiers, pred, truth, spacing) each; `identifiers` maps column
+        names to values (patient, view, phase, structure, level, ...). May be a generator: one pair of masks
+        is held at a time.
+    size, threshold
+        As in `score`.
+    progress
+        Whether to show a progress bar.
+    total
+        Number of rows, for the bar, where `rows` has no length.
 
-    Returns:
-        DataFrame: the identifiers, then `dice, iou, hausdorff, hausdorff95, assd`, `empty_pred` and
-        `empty_truth` (bool), `area_pred` and `area_truth` (pixels of the grid compared on) and `unit` of the
-        distances (`px` or `mm`).
+    Returns
+    -------
+    DataFrame
+        The identifiers, `METRICS`, `empty_pred` and `empty_truth` (bool), `area_pred` and `area_truth`
+        (pixels of the grid compared on) and `unit` of the distances (`px` or `mm`).
 
-    Raises:
-        ScoreError: as `score`, naming the row's identifiers; or an identifier named as one of our columns.
+    Raises
+    ------
+    ScoreError
+        As `score`, naming the row's identifiers; or an identifier named as one of our columns.
     """
     import pandas as pd
     from tqdm import tqdm
@@ -148,15 +251,14 @@ def score_table(
             masks = _prepare(pred, truth, spacing, size, threshold)
         except ScoreError as error:
             raise ScoreError(f"{', '.join(f'{k} {v}' for k, v in identifiers.items())}: {error}") from error
-        area_pred, area_truth = int(masks[0].sum()), int(masks[1].sum())
         records.append(
             dict(identifiers)
-            | _compare(*masks)
+            | _scores(masks)
             | {
-                "empty_pred": area_pred == 0,
-                "empty_truth": area_truth == 0,
-                "area_pred": area_pred,
-                "area_truth": area_truth,
+                "empty_pred": masks.found == 0,
+                "empty_truth": masks.wanted == 0,
+                "area_pred": masks.found,
+                "area_truth": masks.wanted,
                 "unit": "px" if spacing is None else "mm",
             }
         )
@@ -168,13 +270,11 @@ def three_structures(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["structure"].isin(STRUCTURES.values())] if "structure" in scores else scores
 
 
-def _prepare(
-    pred: Any, truth: Any, spacing: Sequence[float] | None, size: Size, threshold: float
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Return both masks (bool, one shape) on the grid to compare on, and the spacing of that grid."""
+def _prepare(pred: Any, truth: Any, spacing: Sequence[float] | None, size: Size, threshold: float) -> Masks:
+    """Both masks on the grid to compare on, and the spacing of that grid."""
     pred, truth = _as_array(pred, "pred"), _as_array(truth, "truth")
     _check_threshold(threshold)
-    pixel = _check_spacing(spacing)
+    pixel = (1.0, 1.0) if spacing is None else _spacing(spacing)
     auto = isinstance(size, str)
     if auto and size != "auto":
         raise ScoreError(
@@ -200,23 +300,7 @@ def _prepare(
         if spacing is not None
         else pixel
     )
-    return found, _resize_array(true_mask, grid, "nearest-exact"), scaled
-
-
-def _compare(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float]) -> dict[str, float]:
-    found, wanted, both = (int(np.count_nonzero(mask)) for mask in (pred, truth, pred & truth))
-    if not found and not wanted:
-        return {"dice": 1.0, "iou": 1.0} | dict.fromkeys(METRICS[2:], math.nan)
-    result = {"dice": 2 * both / (found + wanted), "iou": both / (found + wanted - both)}
-    if not found or not wanted:
-        return result | dict.fromkeys(METRICS[2:], math.nan)
-    points = [_outline(mask) * spacing for mask in (pred, truth)]
-    there, back = (_nearest(*pair) for pair in (points, points[::-1]))
-    return result | {
-        "hausdorff": float(max(there.max(), back.max())),
-        "hausdorff95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        "assd": float((there.sum() + back.sum()) / (len(there) + len(back))),
-    }
+    return Masks(found, _resize_array(true_mask, grid, "nearest-exact"), scaled)
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
@@ -232,7 +316,7 @@ def _outline(mask: np.ndarray) -> np.ndarray:
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance from each point to the nearest of the others, float64 (N,).
 
-    A tree of the few hundred points of an outline costs a tenth of a distance transform of the picture.
+    A tree of the few hundred points of an outline costs a tenth of a distance transform of the image.
     """
     from scipy.spatial import KDTree
 
@@ -251,7 +335,7 @@ def _as_array(values: Any, name: str) -> np.ndarray:
 
 
 def _is_mask(array: np.ndarray) -> np.ndarray | None:
-    """Return the array as bool where it holds 0 and 1 only, else None."""
+    """The array as bool where it holds 0 and 1 only, else None."""
     if array.dtype == bool:
         return array
     return array == 1 if ((array == 0) | (array == 1)).all() else None
@@ -262,19 +346,22 @@ def _check_threshold(threshold: float) -> None:
         raise ScoreError(f"threshold {threshold!r} is not a probability between 0 and 1")
 
 
-def _check_spacing(spacing: Any) -> tuple[float, float]:
-    if spacing is None:
-        return 1.0, 1.0
+def pixel_size(spacing: Any) -> tuple[float, float] | None:
+    """A pixel's (height, width) as floats; None where that is no pair of finite, positive numbers."""
     try:
         height, width = (float(value) for value in spacing)
     except (TypeError, ValueError):
-        height = width = math.nan
-    if not (0 < height < math.inf and 0 < width < math.inf):
+        return None
+    return (height, width) if 0 < height < math.inf and 0 < width < math.inf else None
+
+
+def _spacing(spacing: Any) -> tuple[float, float]:
+    if (known := pixel_size(spacing)) is None:
         raise ScoreError(
             f"spacing {spacing!r} is not (height, width) of a pixel in millimetres, so that no distance in "
             "millimetres can be had: score in pixels with spacing=None"
         )
-    return height, width
+    return known
 
 
 def _height_width(size: Any) -> tuple[int, int] | None:

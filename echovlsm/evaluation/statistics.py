@@ -5,21 +5,18 @@ A scores table has one row a mask (`echovlsm.evaluation.score_table`) and names 
 and a Wilcoxon signed-rank test over masks (section 4). The masks of one patient resemble each other, so that
 a test or interval which takes them as independent is too sure of itself: each is given by patient here as
 well.
-
-SciPy tests and resamples; Holm's correction is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from echovlsm.evaluation.scoring import METRICS
-
-Alternative = Literal["two-sided", "greater", "less"]
+from echovlsm.evaluation.inference import Alternative, bootstrap_interval, holm, paired_test
+from echovlsm.evaluation.scoring import DISTANCES, METRICS
 
 STRATEGY_ORDER: tuple[str, ...] = ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint")
 """Order of the strategies in tables; the first four are the paper's."""
@@ -32,142 +29,6 @@ _PATIENT = ("cohort", "patient")
 _RUN = ("model", "prompt", "strategy", "encoders", "seed")
 
 
-def paired_test(
-    a: Sequence[float] | np.ndarray | pd.Series,
-    b: Sequence[float] | np.ndarray | pd.Series,
-    alternative: Alternative = "two-sided",
-) -> dict[str, float]:
-    """Wilcoxon's signed-rank test of a - b.
-
-    Args:
-        a: (n,) floats.
-        b: (n,) floats; a Series must have the index of `a`, in the same order.
-        alternative: `greater` tests whether a is larger than b, `less` whether it is smaller.
-
-    Returns:
-        dict: `n` (pairs), `mean_difference` and `median_difference` of a - b, SciPy's `statistic` (the
-        smaller rank sum; that of the positive ones where one-sided) and `p`, and `effect_size`: the
-        matched-pairs rank-biserial correlation (Kerby 2014), from -1 (a always smaller) to 1. Pairs without a
-        difference take no part in the ranks; where there are only such pairs, the statistic and the effect
-        are 0 and p is 1.
-
-    Raises:
-        ValueError: no pairs, different lengths or indices, NaN or infinity, an unknown alternative.
-    """
-    from scipy.stats import rankdata, wilcoxon
-
-    if alternative not in ("two-sided", "greater", "less"):
-        raise ValueError(f"alternative: {alternative!r} is not one of two-sided, greater, less")
-    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index):
-        raise ValueError("a, b: the two indices differ, so that pairs would be wrong; use b.reindex(a.index)")
-    first, second = _numbers(a, "a"), _numbers(b, "b")
-    if len(first) != len(second):
-        raise ValueError(f"a, b: {len(first)} and {len(second)} values are not pairs")
-    difference = first - second
-    result = {
-        "n": len(difference),
-        "mean_difference": float(difference.mean()),
-        "median_difference": float(np.median(difference)),
-    }
-    moved = difference[difference != 0]
-    if not len(moved):
-        return result | {"statistic": 0.0, "p": 1.0, "effect_size": 0.0}
-    test = wilcoxon(difference, alternative=alternative, zero_method="wilcox")
-    ranks = rankdata(np.abs(moved))
-    return result | {
-        "statistic": float(test.statistic),
-        "p": float(test.pvalue),
-        "effect_size": float((ranks * np.sign(moved)).sum() / ranks.sum()),
-    }
-
-
-def holm(p_values: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
-    """P-values adjusted by Holm's step-down method (Holm 1979), float (n,), in the order given.
-
-    The i-th smallest of n is multiplied by n - i + 1; none is smaller than the one before it nor above 1.
-
-    Raises:
-        ValueError: a value that is not a probability.
-    """
-    p = np.asarray(p_values, dtype=float)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("p_values: each must be a probability from 0 to 1; drop the tests that have none")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return adjusted
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray | pd.Series,
-    groups: Sequence[Any] | np.ndarray | pd.Series | None = None,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-    statistic: Literal["mean", "median"] | Callable[[np.ndarray], float] = "mean",
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic; with `groups`, whole groups are drawn.
-
-    Args:
-        values: (n,) floats.
-        groups: (n,) labels such as patients. As many groups as there are get drawn with replacement, each
-            with all of its values, and the statistic is taken over the values drawn (cluster bootstrap).
-            None: each value is its own group.
-        level: coverage, between 0 and 1.
-        resamples: number of bootstrap samples.
-        seed: seed of the draw.
-        statistic: `mean`, `median`, or a function of a float array (m,), called once a resample.
-
-    Returns:
-        (low, high); (NaN, NaN) where there is one group only, which says nothing about others.
-
-    Raises:
-        ValueError: no values, NaN, lengths that differ, a group that is NA, a level outside (0, 1).
-    """
-    from scipy.stats import bootstrap
-
-    numbers = _numbers(values, "values")
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level!r} is not between 0 and 1")
-    if isinstance(statistic, str) and statistic not in ("mean", "median"):
-        raise ValueError(f"statistic: {statistic!r} is neither mean, median nor a function")
-    labels = np.arange(len(numbers)) if groups is None else np.asarray(groups)
-    if len(labels) != len(numbers):
-        raise ValueError(f"groups: {len(labels)} labels for {len(numbers)} values")
-    codes, names = pd.factorize(labels, use_na_sentinel=True)
-    if (codes < 0).any():
-        raise ValueError(f"groups: {(codes < 0).sum()} values have none; drop them or name their group")
-    if len(names) < 2:
-        return float("nan"), float("nan")
-    settings = {
-        "n_resamples": resamples,
-        "confidence_level": level,
-        "method": "percentile",
-        "rng": np.random.default_rng(seed),
-    }
-    if statistic == "mean":
-        # a mean over drawn groups needs each group's sum and count only
-        sums, counts = np.bincount(codes, numbers), np.bincount(codes)
-        interval = bootstrap(
-            (sums, counts),
-            lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
-            paired=True,
-            vectorized=True,
-            batch=2000,
-            **settings,
-        ).confidence_interval
-    else:
-        function = np.median if statistic == "median" else statistic
-        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-        interval = bootstrap(
-            (np.arange(len(names)),),
-            lambda drawn: function(numbers[np.concatenate([members[group] for group in drawn])]),
-            vectorized=False,
-            **settings,
-        ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
 def summary(
     scores: pd.DataFrame,
     by: Sequence[str] = ("model", "strategy", "prompt"),
@@ -178,20 +39,27 @@ def summary(
 ) -> pd.DataFrame:
     """Mean, spread and interval of a score in each cell.
 
-    Args:
-        scores: scores table.
-        by: columns that make a cell.
-        value: the score's column. Rows where it is NaN (distances of an empty mask) are left out and counted.
-        level: coverage of the interval.
-        resamples: bootstrap samples.
-        seed: seed of the bootstrap.
+    Parameters
+    ----------
+    scores
+        Scores table.
+    by
+        Columns that make a cell.
+    value
+        The score's column. Rows where it is NaN (distances of an empty mask) are left out and counted.
+    level, resamples, seed
+        Of the interval, as for `bootstrap_interval`.
 
-    Returns:
-        DataFrame, one row a cell in the tables' order: `by`, `mean`, `sd` (over masks, n - 1), `n` (masks),
-        `missing` (rows left out), `patients`, `low`, `high` (of the mean; whole patients are drawn).
+    Returns
+    -------
+    DataFrame
+        One row a cell in the tables' order: `by`, `mean`, `sd` (over masks, n - 1), `n` (masks), `missing`
+        (rows left out), `patients`, `low`, `high` (of the mean; whole patients are drawn).
 
-    Raises:
-        ValueError: a column is absent, or the table is empty.
+    Raises
+    ------
+    ValueError
+        A column is absent, or the table is empty.
     """
     by = [by] if isinstance(by, str) else list(by)
     _check_columns(scores, [*by, value, "patient"])
@@ -224,23 +92,30 @@ def mean_scores(scores: pd.DataFrame, by: Sequence[str] = ("structure",)) -> pd.
     A distance exists only where both masks are there (`echovlsm.evaluation.scoring`), so that its mean leaves
     out just the masks that failed altogether.
 
-    Args:
-        scores: table of `scoring.score_table`.
-        by: columns that make a row.
+    Parameters
+    ----------
+    scores
+        Scores table; a score that it lacks, such as one added since, is left out.
+    by
+        Columns that make a row.
 
-    Returns:
-        DataFrame, one row a cell in the scores' order: `scoring.METRICS`, `distances over` (str, such as
-        ``50 of 100``) and `empty predictions`.
+    Returns
+    -------
+    DataFrame
+        One row a cell in the scores' order: `scoring.METRICS`, `distances over` (str, such as ``50 of 100``)
+        and `empty predictions`.
 
-    Raises:
-        ValueError: a column is absent, or the table is empty.
+    Raises
+    ------
+    ValueError
+        A column of `by`, `dice` or `empty_pred` is absent, or the table is empty.
     """
     by = [by] if isinstance(by, str) else list(by)
-    _check_columns(scores, [*by, *METRICS, "empty_pred"])
+    _check_columns(scores, [*by, METRICS[0], "empty_pred"])
     groups = scores.groupby(by, sort=False, observed=True)
-    table = groups[list(METRICS)].mean()
-    # of the three the one that is over fewest: a table from elsewhere may lack one where it has another
-    known = groups[list(METRICS[2:])].count().min(axis=1)
+    table = groups[[name for name in METRICS if name in scores]].mean()
+    # the distance that is over fewest: a table from elsewhere may lack one where it has another
+    known = groups[[name for name in DISTANCES if name in scores]].count().min(axis=1)
     table["distances over"] = known.astype(str) + " of " + groups.size().astype(str)
     table["empty predictions"] = groups["empty_pred"].sum()
     return table
@@ -256,21 +131,32 @@ def summary_table(
 ) -> pd.DataFrame:
     """Table of `mean ± sd` in the paper's shape (its tables 1 and 2): sd over masks, all seeds together.
 
-    Args:
-        scores: scores table; select one kind of encoders first, or name `encoders` among the rows.
-        rows: columns of `scores` that make the table's index.
-        columns: column of `scores` whose values become the table's columns.
-        value: the score's column.
-        percent: print 100 times the value.
-        digits: decimals.
+    Parameters
+    ----------
+    scores
+        Scores table; select one kind of encoders first, or name `encoders` among the rows.
+    rows
+        Columns of `scores` that make the table's index.
+    columns
+        Column of `scores` whose values become the table's columns.
+    value
+        The score's column.
+    percent
+        Print 100 times the value.
+    digits
+        Decimals.
 
-    Returns:
-        DataFrame of str; strategies in `STRATEGY_ORDER`, all else in alphabetical order; `N/A` where there is
-        no run. Where some rows have no value (distances of an empty mask) it says over how many the mean is:
+    Returns
+    -------
+    DataFrame
+        Of str; strategies in `STRATEGY_ORDER`, all else in alphabetical order; `N/A` where there is no run.
+        Where some rows have no value (distances of an empty mask) it says over how many the mean is:
         ``12.3 ± 4.5 (50 of 100)``.
 
-    Raises:
-        ValueError: a column is absent, the table is empty, or it mixes encoders that the rows do not name.
+    Raises
+    ------
+    ValueError
+        A column is absent, the table is empty, or it mixes encoders that the rows do not name.
     """
     rows = [rows] if isinstance(rows, str) else list(rows)
     _check_columns(scores, [*rows, columns, value])
@@ -291,16 +177,23 @@ def summary_table(
 def epochs_to_reach(history: pd.DataFrame, target: float) -> dict[str, Any]:
     """When training first reached a validation Dice.
 
-    Args:
-        history: `training.fit`'s table: `epoch`, `val_dice`, `seconds` (of each epoch).
-        target: the validation Dice, as a fraction.
+    Parameters
+    ----------
+    history
+        `training.fit`'s table: `epoch`, `val_dice`, `seconds` (of each epoch).
+    target
+        The validation Dice, as a fraction.
 
-    Returns:
-        dict: `epoch` (int) with `val_dice` >= target first, and `seconds` (float) from the start to its end;
-        both NA where it never did.
+    Returns
+    -------
+    dict
+        `epoch` (int) with `val_dice` >= target first, and `seconds` (float) from the start to its end; both
+        NA where it never did.
 
-    Raises:
-        ValueError: a column is absent.
+    Raises
+    ------
+    ValueError
+        A column is absent.
     """
     absent = [name for name in ("epoch", "val_dice", "seconds") if name not in history.columns]
     if absent:
@@ -334,28 +227,37 @@ def compare(
     Only seeds that both have count. A mask's value is its mean over these seeds, so that more seeds do not
     make more masks; a patient's value is the mean over its masks.
 
-    Args:
-        scores: scores table.
-        a: value of `column`; differences are a - b.
-        b: value of `column` to compare with.
-        by: columns that make a cell; what else tells runs apart (`encoders`) must be among them or constant.
-        column: what is compared: `strategy`, or `encoders`, `prompt`, `model`.
-        value: the score's column.
-        alternative: as in `paired_test`.
-        level: coverage of the interval.
-        resamples: bootstrap samples.
-        seed: seed of the bootstrap.
+    Parameters
+    ----------
+    scores
+        Scores table.
+    a, b
+        Values of `column`; differences are a - b.
+    by
+        Columns that make a cell; what else tells runs apart (`encoders`) must be among them or constant.
+    column
+        What is compared: `strategy`, or `encoders`, `prompt`, `model`.
+    value
+        The score's column.
+    alternative
+        As in `paired_test`.
+    level, resamples, seed
+        Of the interval, as for `bootstrap_interval`.
 
-    Returns:
-        DataFrame, one row a cell: `by`, `a`, `b`, `masks`, `patients`, `seeds`, `mean_a`, `mean_b`,
-        `difference`, `low`, `high` (of the difference over masks; whole patients are drawn), `seed_sd` (sd
-        over seeds of the difference; NaN below two seeds), `p_mask`, `p_mask_holm`, `effect_mask`,
-        `p_patient`, `p_patient_holm`, `effect_patient`; Holm over the table's cells. `attrs["left_out"]`
-        lists the cells where one of the two has no runs or no seed is shared.
+    Returns
+    -------
+    DataFrame
+        One row a cell: `by`, `a`, `b`, `masks`, `patients`, `seeds`, `mean_a`, `mean_b`, `difference`, `low`,
+        `high` (of the difference over masks; whole patients are drawn), `seed_sd` (sd over seeds of the
+        difference; NaN below two seeds), `p_mask`, `p_mask_holm`, `effect_mask`, `p_patient`,
+        `p_patient_holm`, `effect_patient`; Holm over the table's cells. `attrs["left_out"]` lists the cells
+        where one of the two has no runs or no seed is shared.
 
-    Raises:
-        ValueError: a column is absent; a or b is nowhere; two rows for one mask and seed; a mask that only
-            one of the two has; NaN.
+    Raises
+    ------
+    ValueError
+        A column is absent; a or b is nowhere; two rows for one mask and seed; a mask that only one of the two
+        has; NaN.
     """
     by = [by] if isinstance(by, str) else list(by)
     if column in by:
@@ -425,7 +327,7 @@ def _compare_cell(
 
 
 def _by_mask_and_seed(part: pd.DataFrame, value: str, label: str) -> pd.DataFrame:
-    """Return one row a mask and one column a seed (0 where the scores name no seeds)."""
+    """One row a mask and one column a seed (0 where the scores name no seeds)."""
     part = part if "seed" in part.columns else part.assign(seed=0)
     mask = [name for name in _MASK if name in part.columns]
     twice = part.duplicated([*mask, "seed"])
@@ -447,16 +349,6 @@ def _ranks(values: Any) -> Any:
     """Sorting key: strategies in the paper's order, all else as it is."""
     known = {name: f"{place:02d}" for place, name in enumerate(STRATEGY_ORDER)}
     return values.map(lambda value: known.get(value, value)) if values.name == "strategy" else values
-
-
-def _numbers(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"{name}: one dimension with at least one value expected, not {array.shape}")
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise ValueError(f"{name}: {bad} of {len(array)} values are NaN or infinite; leave out their pairs")
-    return array
 
 
 def _check_columns(scores: pd.DataFrame, names: Sequence[str]) -> None:

@@ -36,10 +36,12 @@ _PICTURE = ["patient", "view", "phase"]
 
 
 def swappable(level: str, synthetic: bool = False) -> tuple[str, ...]:
-    """Return what a prompt of this level says and can say falsely: `structure` and the level's attributes.
+    """What a prompt of this level says and can say falsely: `structure` and the level's attributes.
 
-    Raises:
-        PromptError: an unknown level, P0 (which says nothing), or P7 of a synthetic cohort.
+    Raises
+    ------
+    PromptError
+        An unknown level, P0 (which says nothing), or P7 of a synthetic cohort.
     """
     attributes = attributes_of(level, synthetic)
     if level == "P0":
@@ -55,26 +57,37 @@ def false_prompts(
     missing: Missing = "error",
     shapes: Shapes = None,
 ) -> pd.DataFrame:
-    """Return the true prompt and, for each attribute that it names, one in which only this is false.
+    """The true prompt and, for each attribute that it names, one in which only this is false.
 
     The other view, phase or sex is taken; another quality or shape is drawn, an age at least `AGE_APART`
     years away, and of each picture's structures a permutation without fixed point. The draw depends on the
     seed and the picture alone, not on which other pictures there are.
 
-    Args:
-        frames: frames table of one cohort.
-        level: P1 to P7.
-        variant: template variant, a key of `prompts.VARIANTS`.
-        seed: seed of the draw.
-        missing: as in `make_prompts`; with `omit` an attribute that a picture lacks is not swapped there.
-        shapes: as in `make_prompts`; None reads them off the masks where the level names them.
+    Parameters
+    ----------
+    frames
+        Frames table of one cohort.
+    level
+        P1 to P7.
+    variant
+        Template variant, a key of `prompts.VARIANTS`.
+    seed
+        Seed of the draw.
+    missing
+        As in `make_prompts`; with `omit` an attribute that a picture lacks is not swapped there.
+    shapes
+        As in `make_prompts`; None reads them off the masks where the level names them.
 
-    Returns:
-        DataFrame, one row a picture, structure and swapped attribute: `patient, view, phase, structure` (the
-        true ones), `level`, `variant`, `swapped`, `true_value`, `false_value`, `true_text`, `text`.
+    Returns
+    -------
+    DataFrame
+        One row a picture, structure and swapped attribute: `patient, view, phase, structure` (the true ones),
+        `level`, `variant`, `swapped`, `true_value`, `false_value`, `true_text`, `text`.
 
-    Raises:
-        PromptError: as `make_prompts`; P0; an unknown variant.
+    Raises
+    ------
+    PromptError
+        As `make_prompts`; P0; an unknown variant.
     """
     import pandas as pd
 
@@ -120,29 +133,38 @@ def word_effects(
 ) -> pd.DataFrame:
     """Ask a model true and false prompts about the same pictures and compare its masks.
 
-    Args:
-        model: a vision-language model; it is moved to the accelerator and put into eval mode.
-        frames: frames table of one cohort; every row needs a mask.
-        level: P1 to P7, the level that the model was trained with.
-        variant: as in `false_prompts`.
-        seed: as in `false_prompts`.
-        missing: as in `false_prompts`.
-        shapes: as in `false_prompts`.
-        size: side in pixels at which masks are compared, as `scoring.score` does it; None: the model's own.
-        threshold: probability from which a pixel belongs to the mask.
-        batch_size: pictures at a time; each is encoded once for all of its prompts, up to 24.
-        progress: whether to show a progress bar.
+    Parameters
+    ----------
+    model
+        A vision-language model; it is moved to the accelerator and put into eval mode.
+    frames
+        Frames table of one cohort; every row needs a mask.
+    level
+        P1 to P7, the level that the model was trained with.
+    variant, seed, missing, shapes
+        As in `false_prompts`.
+    size
+        Side in pixels at which masks are compared, as `scoring.score` does it; None: the model's own.
+    threshold
+        Probability from which a pixel belongs to the mask.
+    batch_size, progress
+        Pictures at a time (each is encoded once for all of its prompts, up to 24); a progress bar.
 
-    Returns:
-        DataFrame, one row a mask and swapped attribute: the columns of `false_prompts` but for the texts;
-        `dice_true` and `dice_false` (of the mask under the true and the false prompt with the truth),
-        `change` (false - true), `agreement` (Dice between the two predictions) and `dice_named` (of the mask
-        under the false prompt with the structure that it names: `dice_false` unless the structure is
-        swapped). Two empty masks have a Dice of 1, as in `scoring`.
+    Returns
+    -------
+    DataFrame
+        One row a mask and swapped attribute: the columns of `false_prompts` but for the texts; `dice_true`
+        and `dice_false` (of the mask under the true and the false prompt with the truth), `change` (false -
+        true), `agreement` (Dice between the two predictions) and `dice_named` (of the mask under the false
+        prompt with the structure that it names: `dice_false` unless the structure is swapped). Two empty
+        masks have a Dice of 1, as in `scoring`.
 
-    Raises:
-        PromptError: as `false_prompts`.
-        ModelError: the model cannot take these prompts (the text-blind reference).
+    Raises
+    ------
+    PromptError
+        As `false_prompts`.
+    ModelError
+        The model cannot take these prompts (the text-blind reference).
     """
     import pandas as pd
     import torch
@@ -343,7 +365,6 @@ class _Draw:
 
     def shape(self, true: str | None, number: int) -> str | None:
         """A false shape for the structure of this number."""
-
         others = [shape for shape in SHAPES if shape != true]
         return None if true is None else _pick(others, self._shapes[number])
 

@@ -8,4 +8,5 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["asking", "export", "static", "view"],
+    submod_attrs={"asking": ["Explorer"]},
 )

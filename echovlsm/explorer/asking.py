@@ -1,23 +1,24 @@
-"""The explorer's logic: pictures, sentences, answers. No widgets and no drawing library in here.
+"""The explorer's logic: images, sentences, answers. No widgets and no drawing library in here.
 
-A picture is encoded once for each model and kept, so that another sentence costs only the text encoder and
-the decoder. `explorer_view` puts widgets on it, `explorer_static` its answers into the published book.
+An image is encoded once for each model and kept, so that another sentence costs only the text encoder and
+the decoder. `view` puts widgets on it, `static` its answers into the published book.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from echovlsm import STRUCTURES, models
+from echovlsm import models
 from echovlsm.base import RunFolder, paths, plain
 from echovlsm.cohort import load_image, load_labels, resize_image
+from echovlsm.evaluation import dice
+from echovlsm.explorer.pictures import Answer, ExplorerError, Key, Picture
 from echovlsm.models import MODELS
 from echovlsm.prompts import LEVELS, Missing, attributes_of, levels_of, make_prompt, name_shape
 
@@ -26,71 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Key = tuple[str, str, str]
-"""Patient, view, phase."""
 T = TypeVar("T")
-_VALUES = {name: value for value, name in STRUCTURES.items()}
-
-
-class ExplorerError(ValueError):
-    """A picture, model or run that the explorer does not have; the message says what there is."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of the cohort and what is known about it."""
-
-    key: Key
-    image: np.ndarray
-    """uint8 (H, W)."""
-    labels: np.ndarray | None
-    """uint8 (H, W); None where the cohort has no mask."""
-    known: Mapping[str, Any]
-    """view, phase, sex, age, quality and shape of each structure, as far as the cohort says them."""
-
-    def reference(self, structure: str) -> np.ndarray | None:
-        """The structure's reference mask, bool (H, W); None where there is none."""
-        return None if self.labels is None else self.labels == _VALUES[structure]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one model says to one sentence about one picture."""
-
-    probability: np.ndarray
-    """float32 (H, W), at the picture's size."""
-
-    def mask(self, threshold: float = 0.5) -> np.ndarray:
-        """Pixels that the model holds for the structure, bool (H, W)."""
-        return self.probability >= threshold
-
-
-LEAST_SHARE = 0.005
-"""Share of the sector below which an answer is that there is nothing by that name."""
-_DARK = 8
-
-
-def sector(image: np.ndarray) -> np.ndarray:
-    """Where a uint8 (H, W) image shows anything, bool (H, W).
-
-    In each row from the first to the last pixel that is not dark, as cavities inside are dark as well; the
-    whole image where all is dark.
-    """
-    bright = image > _DARK
-    found = np.logical_or.accumulate(bright, 1) & np.logical_or.accumulate(bright[:, ::-1], 1)[:, ::-1]
-    return found if found.any() else np.ones(image.shape, dtype=bool)
-
-
-def share_outlined(mask: np.ndarray, image: np.ndarray) -> float:
-    """Share of an image's sector that a mask (H, W) outlines; below `LEAST_SHARE` it names nothing there."""
-    seen = sector(image)
-    return float((mask & seen).sum() / seen.sum())
-
-
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two bool masks (H, W), with the rules of `scoring` for empty ones: 1 for two, 0 for one."""
-    total = int(mask.sum()) + int(truth.sum())
-    return 1.0 if total == 0 else 2.0 * int((mask & truth).sum()) / total
 
 
 class Explorer:
@@ -194,7 +131,6 @@ class Explorer:
 
     def prompt(self, key: Key, structure: str, level: str, variant: int = 0) -> str:
         """The authors' sentence of this level for a structure of a picture."""
-
         picture = self.picture(key)
         known = dict(picture.known)
         truth = picture.reference(structure)
@@ -376,7 +312,6 @@ def load_nets(
     dict
         Name to model: the run's name first, then ``zero-shot (<weights>)``.
     """
-
     if run is None:
         return {zero_shot_name(weights): models.load(model, weights)}
     return {

@@ -25,12 +25,8 @@ from echovlsm import STRUCTURES, models
 from echovlsm.base import RunFolder, files, paths
 from echovlsm.cohort import CohortError, read_cohort, resize_image
 from echovlsm.explorer import static as explorer_static
-from echovlsm.explorer.asking import (
-    Explorer,
-    ExplorerError,
-    describe_choice,
-    trained_runs,
-)
+from echovlsm.explorer.asking import Explorer, describe_choice, trained_runs
+from echovlsm.explorer.pictures import ExplorerError
 from echovlsm.explorer.static import ARTIFICIAL
 from echovlsm.models import ModelError
 from echovlsm.phantom import draw_cohort_patient, simulate
@@ -61,7 +57,7 @@ def write_model(net: CLIPSeg, folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        What a page must know (`explorer_static.answers`): `folder`, `id`, `megabytes`, `parity`.
+        What a page must know (`static.answers`): `folder`, `id`, `megabytes`, `parity`.
 
     Raises
     ------
@@ -234,7 +230,7 @@ def publish(run: Mapping[str, Any] | None, ask: Explorer, folder: Path) -> dict[
     Parameters
     ----------
     run
-        A row of `explorer.trained_runs`.
+        A row of `asking.trained_runs`.
     ask
         The explorer, whose first model is the run's.
     folder

@@ -1,7 +1,7 @@
 """The explorer in the published book, which `book/_static/explorer.js` brings to life.
 
 No kernel and no network: answers computed beforehand lie in the page, and a model that answers any sentence
-beside it (`explorer_export`). Only pictures of artificial cohorts are put there, as the licence of real ones
+beside it (`export`). Only pictures of artificial cohorts are put there, as the licence of real ones
 is not ours to give.
 """
 
@@ -19,15 +19,9 @@ from PIL import Image
 
 from echovlsm import STRUCTURES
 from echovlsm.base import figures
-from echovlsm.explorer.asking import (
-    LEAST_SHARE,
-    Explorer,
-    ExplorerError,
-    Key,
-    dice,
-    level_names,
-    paint,
-)
+from echovlsm.evaluation import dice
+from echovlsm.explorer.asking import Explorer, level_names, paint
+from echovlsm.explorer.pictures import LEAST_SHARE, ExplorerError, Key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +81,7 @@ def answers(
     nets
         Model's name in the explorer to the name in the page; by default all under their own.
     live
-        The first model as it lies beside the page (`explorer_export.write_model`), so that a reader may type.
+        The first model as it lies beside the page (`export.write_model`), so that a reader may type.
 
     Returns
     -------
@@ -218,11 +212,3 @@ def page(payload: Mapping[str, Any]) -> str:
             f"{MAX_BYTES:,}; show fewer"
         )
     return text
-
-
-def expected_dice(explorer: Explorer, key: Key, text: str, structure: str, net: str | None = None) -> float:
-    """Dice that the page has to show for a sentence at the threshold 0.5."""
-    truth = explorer.picture(key).reference(structure)
-    if truth is None:
-        raise ExplorerError(f"{' '.join(key)} has no reference mask")
-    return dice(explorer.ask(key, text, net).mask(), truth)

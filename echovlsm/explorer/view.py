@@ -1,4 +1,4 @@
-"""The explorer in JupyterLab: widgets over `explorer.Explorer`, and nothing else.
+"""The explorer in JupyterLab: widgets over `asking.Explorer`, and nothing else.
 
 view = ExplorerView(cohorts=["data/cohorts/phantom-demo"], runs_folder="runs")
 view.widget
@@ -20,20 +20,9 @@ from PIL import Image
 from echovlsm import STRUCTURES
 from echovlsm.base import figures, paths
 from echovlsm.cohort import read_cohort
-from echovlsm.explorer.asking import (
-    LEAST_SHARE,
-    Answer,
-    Explorer,
-    ExplorerError,
-    Key,
-    dice,
-    level_names,
-    load_nets,
-    paint,
-    share_outlined,
-    trained_runs,
-    zero_shot_name,
-)
+from echovlsm.evaluation import dice
+from echovlsm.explorer.asking import Explorer, level_names, load_nets, paint, trained_runs, zero_shot_name
+from echovlsm.explorer.pictures import LEAST_SHARE, Answer, ExplorerError, Key, share_outlined
 
 if TYPE_CHECKING:
     import pandas as pd

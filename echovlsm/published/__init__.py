@@ -1,6 +1,7 @@
 """The paper's own numbers: its tables and per-image scores in, tests and verdicts out (notebook 07).
 
-Begin with `scores`; `statistics` tests them, `claims` holds what the paper says against them.
+Begin with `scores`; `statistics` tests them (`headlines` the two of the text), `claims` holds what the paper
+says against them (`evidence`, claim by claim).
 """
 
 import lazy_loader

@@ -3,7 +3,7 @@
 The authors released their code, configurations, prompts and scores; without that none of this could be seen.
 Each function shows one thing with the library version concerned, or with the smallest equivalent where that
 version (Transformers 4.31.0, MONAI 1.2.0) is not the installed one. Where their scripts are meant, the table
-of `published.load_settings` names file and commit.
+of `scores.load_settings` names file and commit.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ def encoder_gradients(seed: int = 0) -> pd.DataFrame:
     the authors, and the installed version, whose real class runs here at a tiny random configuration). An
     optimiser leaves parameters without a gradient as they are, weight decay included.
 
-    Returns:
-        DataFrame, one row a part: `part`, `tensors`, `requires_grad` (tensors that ask for a gradient),
-        `with_gradient` (tensors that have a gradient other than zero after a backward pass), `moved` (tensors
-        changed by one AdamW step at the paper's settings).
+    Returns
+    -------
+    DataFrame
+        One row a part: `part`, `tensors`, `requires_grad` (tensors that ask for a gradient), `with_gradient`
+        (tensors that have a gradient other than zero after a backward pass), `moved` (tensors changed by one
+        AdamW step at the paper's settings).
     """
     import torch
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
@@ -87,9 +89,11 @@ def one_channel_loss(seed: int = 0) -> pd.DataFrame:
     entropy for one. Input is what the authors gave it: probabilities (after a sigmoid), here of a random
     network's output.
 
-    Returns:
-        DataFrame: `version`, `dice`, `cross_entropy`, `gradient` (largest absolute derivative of the cross
-        entropy by the logits), `total` (weights 1 and 0.2, as in the authors' configurations).
+    Returns
+    -------
+    DataFrame
+        `version`, `dice`, `cross_entropy`, `gradient` (largest absolute derivative of the cross entropy by
+        the logits), `total` (weights 1 and 0.2, as in the authors' configurations).
     """
     import monai
     import torch
@@ -135,14 +139,20 @@ def padding_mask(
     pipeline tokenizes with Hugging Face's CLIP tokenizer, which pads with the end-of-text token, 49407. A
     random attention layer shows what then reaches the picture.
 
-    Args:
-        tokens: ids of one prompt, start and end included.
-        length: to which it is padded.
-        padded_with: the tokenizer's padding.
+    Parameters
+    ----------
+    tokens
+        Ids of one prompt, start and end included.
+    length
+        To which it is padded.
+    padded_with
+        The tokenizer's padding.
 
-    Returns:
-        DataFrame, one row a mask: `masked where id is`, `tokens`, `padding` (positions), `masked`,
-        `attention on padding` (share, of a random `torch.nn.MultiheadAttention`).
+    Returns
+    -------
+    DataFrame
+        One row a mask: `masked where id is`, `tokens`, `padding` (positions), `masked`, `attention on
+        padding` (share, of a random `torch.nn.MultiheadAttention`).
     """
     import torch
 
@@ -180,18 +190,23 @@ PROMPT_FILES: dict[str, str] = {
 def words_of_p6(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """What P6 says that P5 does not, counted in the authors' own prompts.
 
-    Args:
-        folder: with `prompts_camus_val.json` (their validation patients) and `prompts_sdm_val_first600.json`
-            (600 pairs of their synthetic set).
+    Parameters
+    ----------
+    folder
+        With `prompts_camus_val.json` (their validation patients) and `prompts_sdm_val_first600.json` (600
+        pairs of their synthetic set).
 
-    Returns:
-        DataFrame: `cohort` (real, synthetic), `pairs`, `says quality`, `says shape` (share of P6 prompts that
-        name it and whose P5 does not), `P5`, `P6` (an example).
+    Returns
+    -------
+    DataFrame
+        `cohort` (real, synthetic), `pairs`, `says quality`, `says shape` (share of P6 prompts that name it
+        and whose P5 does not), `P5`, `P6` (an example).
 
-    Raises:
-        PublishedError: a file is absent or not one of their prompts.
+    Raises
+    ------
+    PublishedError
+        A file is absent or not one of their prompts.
     """
-
     rows = []
     for cohort, name in PROMPT_FILES.items():
         path = Path(folder) / name
@@ -226,13 +241,14 @@ def hausdorff_unit(scores: pd.DataFrame, side: int = 512) -> dict[str, Any]:
     The squared distance of two pixels is a whole number. And a true mask's area, its share of the picture
     (from `dice_of_all_foreground`) times the number of pixels, must be one too: that tells the grid.
 
-    Returns:
-        dict: `hausdorff_whole_squares` (share of values whose (value / 100) squared is a whole number, within
+    Returns
+    -------
+    dict
+        `hausdorff_whole_squares` (share of values whose (value / 100) squared is a whole number, within
         rounding), `hausdorff_median_px`, `grid_side`, `grid_deviation` (mean distance of the areas from whole
         numbers on a grid of this side), `grid_deviation_352`, `grid_deviation_416` (on the models' input
         sizes; 0.25 is chance).
     """
-
     pixels = scores["hausdorff"] / 100
     squares = pixels**2
     # values have four decimals after multiplication by 100
@@ -263,14 +279,20 @@ def label_order(labels: np.ndarray) -> dict[int, str]:
     is a horseshoe (fills least of its convex hull); of the two cavities the atrium lies lower in an upright
     picture.
 
-    Args:
-        labels: (H, W) whole numbers, 0 background, three others; apex at the top.
+    Parameters
+    ----------
+    labels
+        (H, W) whole numbers, 0 background, three others; apex at the top.
 
-    Returns:
-        dict: label to structure.
+    Returns
+    -------
+    dict
+        Label to structure.
 
-    Raises:
-        ValueError: not three labels besides 0.
+    Raises
+    ------
+    ValueError
+        Not three labels besides 0.
     """
     from skimage.measure import regionprops
 
@@ -285,11 +307,12 @@ def label_order(labels: np.ndarray) -> dict[int, str]:
 def label_order_demo(patients: int = 3) -> pd.DataFrame:
     """`label_order` on phantom masks whose numbers were exchanged: does it find out?
 
-    Returns:
-        DataFrame, one row an order: `1`, `2`, `3` (the structure that the number was given to), `masks` (both
-        views and phases of so many phantom patients), `order found` (share of the masks).
+    Returns
+    -------
+    DataFrame
+        One row an order: `1`, `2`, `3` (the structure that the number was given to), `masks` (both views and
+        phases of so many phantom patients), `order found` (share of the masks).
     """
-
     masks = [
         phantom.simulate(phantom.draw_cohort_patient(0, index), view, phase, 0, size=96).labels
         for index in range(patients)

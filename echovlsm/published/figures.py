@@ -16,10 +16,14 @@ _LOOKS = {"CLIPSeg": ("o", -0.15), "CRIS": ("s", 0.15)}
 def plot_gains(comparisons: pd.DataFrame, limit: float, test: str = GAIN) -> Figure:
     """Difference of the two strategies for each model and prompt with words, with intervals over patients.
 
-    Args:
-        comparisons: of `published_statistics.compare_all`.
-        limit: within which two CLIPSeg trainings lie (`published_statistics.limit`): the grey band.
-        test: one of `published_statistics.HEADLINES`.
+    Parameters
+    ----------
+    comparisons
+        Of `statistics.compare_all`.
+    limit
+        Within which two CLIPSeg trainings lie (`statistics.limit`): the grey band.
+    test
+        One of `statistics.HEADLINES`.
     """
     import matplotlib.pyplot as plt
 
@@ -49,7 +53,7 @@ def plot_gains(comparisons: pd.DataFrame, limit: float, test: str = GAIN) -> Fig
 def plot_groups(comparisons: pd.DataFrame) -> Figure:
     """Both comparisons over the prompts with words, of all masks and by group (quality if known).
 
-    `comparisons` is that of `published_statistics.compare_all`.
+    `comparisons` is that of `statistics.compare_all`.
     """
     import matplotlib.pyplot as plt
 
@@ -86,9 +90,12 @@ def plot_groups(comparisons: pd.DataFrame) -> Figure:
 def plot_two_trainings(spread: pd.DataFrame, claimed: float) -> Figure:
     """Unfrozen minus frozen CLIPSeg, prompts with words: neither training touched the encoders.
 
-    Args:
-        spread: of `published_statistics.encoder_rows`.
-        claimed: the gain to compare with, points of Dice.
+    Parameters
+    ----------
+    spread
+        Of `statistics.encoder_rows`.
+    claimed
+        The gain to compare with, points of Dice.
     """
     import matplotlib.pyplot as plt
 

@@ -54,21 +54,26 @@ def check_identity(
 ) -> pd.DataFrame:
     """Compare the areas behind the published scores with those of the testing patients' masks.
 
-    Args:
-        frames: frames table of `cohort.read_cohort`; its rows with split `test` and a mask are used.
-        scores: of `load_scores`.
-        mapping: old testing number to patient, of `legacy_testing_map`.
+    Parameters
+    ----------
+    frames
+        Frames table of `cohort.read_cohort`; its rows with split `test` and a mask are used.
+    scores, mapping
+        Of `load_scores`, and old testing number to patient, of `legacy_testing_map`.
 
-    Returns:
-        DataFrame, one row an old testing patient: `legacy_test_patient`, `patient` (of the mapping), `masks`,
+    Returns
+    -------
+    DataFrame
+        One row an old testing patient: `legacy_test_patient`, `patient` (of the mapping), `masks`,
         `difference` (mean absolute difference of the areas' shares of the picture), `nearest` (the patient
         whose areas agree best), `next_best` (smallest difference to any other patient than the mapped one),
         `agrees`.
 
-    Raises:
-        PublishedError: no testing pictures with masks among the frames, or none of the mapped patients.
+    Raises
+    ------
+    PublishedError
+        No testing pictures with masks among the frames, or none of the mapped patients.
     """
-
     testing = frames[(frames["split"] == "test") & frames["labels"].notna()]
     if testing.empty:
         raise PublishedError(
@@ -172,11 +177,16 @@ def find_runs(results: str | os.PathLike[str]) -> dict[str, tuple[dict[str, Any]
 def their_run(scores: pd.DataFrame, model: str, prompt: str, strategy: str) -> tuple[dict[str, str], bool]:
     """The authors' run to compare one of ours with.
 
-    Args:
-        scores: of `load_scores`.
-        model, prompt, strategy: of our run (`clipseg`, `P1`, `real`).
+    Parameters
+    ----------
+    scores
+        Of `load_scores`.
+    model, prompt, strategy
+        Of our run (`clipseg`, `P1`, `real`).
 
-    Returns:
+    Returns
+    -------
+    dict, bool
         Model, prompt and strategy of theirs, and whether they are the same as ours. They have no zero-shot
         and no joint run; then it is their best, over the models that they tabulate.
     """
@@ -196,20 +206,26 @@ def pair_runs(
 ) -> pd.DataFrame:
     """Our Dice and theirs of the same masks.
 
-    Args:
-        ours: scores table of one run (`scoring.score_table`, `data/results/*/scores.parquet`), Dice as a
-            fraction.
-        scores: of `load_scores`.
-        mapping: old testing number to patient, of `legacy_testing_map`.
-        our_strategy: rows of `ours` to compare.
-        run: the authors' `model`, `prompt` and `strategy`; None: that of `their_run`.
+    Parameters
+    ----------
+    ours
+        Scores table of one run (`scoring.score_table`, `data/results/*/scores.parquet`), Dice as a fraction.
+    scores, mapping
+        Of `load_scores`, and old testing number to patient, of `legacy_testing_map`.
+    our_strategy
+        Rows of `ours` to compare.
+    run
+        The authors' `model`, `prompt` and `strategy`; None: that of `their_run`.
 
-    Returns:
-        DataFrame, one row a mask that both have: `patient, view, phase, structure`, `ours`, `theirs`
-        (percent).
+    Returns
+    -------
+    DataFrame
+        One row a mask that both have: `patient, view, phase, structure`, `ours`, `theirs` (percent).
 
-    Raises:
-        PublishedError: the strategy or the authors' run does not exist, a mask twice, or no mask in common.
+    Raises
+    ------
+    PublishedError
+        The strategy or the authors' run does not exist, a mask twice, or no mask in common.
     """
     absent = [name for name in (*_PAIR, *_RUN, "dice") if name not in ours]
     if absent:
@@ -244,14 +260,17 @@ def pair_runs(
 def compare_runs(pairs: pd.DataFrame) -> pd.DataFrame:
     """Paired comparison of our Dice with theirs, over all masks and by structure.
 
-    Args:
-        pairs: of `pair_runs`.
+    Parameters
+    ----------
+    pairs
+        Of `pair_runs`.
 
-    Returns:
-        DataFrame, one row `all` and one a structure: `masks, patients, ours, theirs, difference` (ours -
-        theirs, percent Dice), `low`, `high` (95 %, whole patients drawn), `p_patient` (Wilcoxon over
-        patients' means, two-sided), `p_patient_holm` (over the structures; NaN for `all`), `higher` (share of
-        masks).
+    Returns
+    -------
+    DataFrame
+        One row `all` and one a structure: `masks, patients, ours, theirs, difference` (ours - theirs, percent
+        Dice), `low`, `high` (95 %, whole patients drawn), `p_patient` (Wilcoxon over patients' means,
+        two-sided), `p_patient_holm` (over the structures; NaN for `all`), `higher` (share of masks).
     """
     rows = []
     groups = [("all", pairs), *((name, part) for name, part in pairs.groupby("structure"))]
@@ -304,7 +323,6 @@ def beside_theirs(
 
 def plot_runs(axes: Axes, pairs: pd.DataFrame, ours: str = "ours", theirs: str = "the authors'") -> None:
     """Our Dice over theirs, one point a mask; above the diagonal ours is better."""
-
     whole = compare_runs(pairs).iloc[0]
     both = pairs[["ours", "theirs"]]
     low = 10 * np.floor(both.quantile(0.01).min() / 10)

@@ -6,9 +6,9 @@ not part of this project: `load_scores` reads them from a file or folder, or dow
 commit. Either way the content of each file is checked against `data/published/registry.csv`.
 
 What follows from them is in `echovlsm.published.statistics`, the claims ledger in
-`echovlsm.published.claims`, and what their code computed in `echovlsm.published.code`. `python -m
-echovlsm.published compute --scores PATH` writes the small tables of `data/published/results`, from which
-pages render where the scores are absent.
+`echovlsm.published.claims`, and what their code computed in `echovlsm.published.code`. `echovlsm published
+compute --scores PATH` writes the small tables of `data/published/results`, from which pages render where the
+scores are absent.
 """
 
 from __future__ import annotations
@@ -67,10 +67,12 @@ def data_folder() -> Path:
 def load_tables() -> pd.DataFrame:
     """The paper's two Dice tables, typed in from its arXiv source.
 
-    Returns:
-        DataFrame, one row a cell (112, of which 4 are N/A in the paper): `table` (`Table 2`: encoders
-        unfrozen, `Table 3`: frozen), `encoders`, `strategy`, `model`, `prompt`, `dice_mean`, `dice_sd`
-        (percent, over the 600 masks; NaN where the paper has N/A).
+    Returns
+    -------
+    DataFrame
+        One row a cell (112, of which 4 are N/A in the paper): `table` (`Table 2`: encoders unfrozen, `Table
+        3`: frozen), `encoders`, `strategy`, `model`, `prompt`, `dice_mean`, `dice_sd` (percent, over the 600
+        masks; NaN where the paper has N/A).
     """
     return pd.read_csv(data_folder() / "tables.csv")
 
@@ -78,12 +80,13 @@ def load_tables() -> pd.DataFrame:
 def load_claims() -> pd.DataFrame:
     """The paper's claims, in its order of subjects, one row a claim.
 
-    Returns:
-        DataFrame: `id`; `fact` (number in the list of claims that the study started from; NA: found later);
-        `claim` (a few words of the paper); `place` (section, table or figure); `given` (what stands there),
-        `value` and `p` (its numbers; NaN where there is none); `section` (label of the section of notebook
-        07 that computes it); `ours` (strategies of our runs that bear on it: one, or two to subtract; may be
-        empty).
+    Returns
+    -------
+    DataFrame
+        `id`; `fact` (number in the list of claims that the study started from; NA: found later); `claim` (a
+        few words of the paper); `place` (section, table or figure); `given` (what stands there), `value` and
+        `p` (its numbers; NaN where there is none); `section` (label of the section of notebook 07 that
+        computes it); `ours` (strategies of our runs that bear on it: one, or two to subtract; may be empty).
     """
     numbers = ["fact", "value", "p"]
     table = pd.read_csv(
@@ -112,21 +115,27 @@ def registered() -> pd.DataFrame:
 def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: bool = True) -> pd.DataFrame:
     """Read the authors' scores, one row a strategy, run, prompt and mask.
 
-    Args:
-        path_or_cache: the table of all scores (`scores_per_image.csv.gz`) or the folder it lies in; or a
-            folder with the authors' files (their repository, or its folder `metrics`). None: download them,
-            see `fetch_scores`.
-        verify: compare each of the 69 contents with `data/published/registry.csv`.
+    Parameters
+    ----------
+    path_or_cache
+        The table of all scores (`scores_per_image.csv.gz`) or the folder it lies in; or a folder with the
+        authors' files (their repository, or its folder `metrics`). None: download them, see `fetch_scores`.
+    verify
+        Compare each of the 69 contents with `data/published/registry.csv`.
 
-    Returns:
-        DataFrame (41,400 rows): `strategy`, `model` (the paper's tables use `CLIPSeg` and `CRIS`), `prompt`,
+    Returns
+    -------
+    DataFrame
+        41,400 rows: `strategy`, `model` (the paper's tables use `CLIPSeg` and `CRIS`), `prompt`,
         `legacy_test_patient` (`patient0001`-`patient0050`, old numbering), `view`, `phase`, `label`,
         `structure`; `dice` and `iou` (percent), `hausdorff` (100 x pixels of the 512 x 512 grid),
         `dice_of_all_foreground` (percent: Dice of a mask that is foreground everywhere, hence the true area;
         within 0.0002).
 
-    Raises:
-        PublishedError: nothing there, an incomplete or foreign file, or other content than the authors'.
+    Raises
+    ------
+    PublishedError
+        Nothing there, an incomplete or foreign file, or other content than the authors'.
     """
     path = fetch_scores() if path_or_cache is None else Path(path_or_cache).expanduser()
     if path.is_dir() and (path / _FILE).is_file():
@@ -149,16 +158,23 @@ def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: boo
 def fetch_scores(cache: str | os.PathLike[str] | None = None, base_url: str = BASE_URL) -> Path:
     """Download the authors' 69 files with pooch (7.6 MB) at the pinned commit; each is checked as it arrives.
 
-    Args:
-        cache: folder; by default pooch's cache of the user. What is there and right is not fetched again;
-            what is there and not right is.
-        base_url: where the repository's files lie.
+    Parameters
+    ----------
+    cache
+        Folder; by default pooch's cache of the user. What is there and right is not fetched again; what is
+        there and not right is.
+    base_url
+        Where the repository's files lie.
 
-    Returns:
+    Returns
+    -------
+    Path
         The folder, for `load_scores`.
 
-    Raises:
-        PublishedError: no connection, or a file with other content (it is deleted).
+    Raises
+    ------
+    PublishedError
+        No connection, or a file with other content (it is deleted).
     """
     import pooch
 
@@ -313,8 +329,10 @@ def load_results(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Tables of an earlier computation and where they come from (`source.yaml`).
 
-    Raises:
-        PublishedError: there are none.
+    Raises
+    ------
+    PublishedError
+        There are none.
     """
     folder = Path(folder) if folder else data_folder() / "results"
     if not (folder / "source.yaml").is_file():

@@ -1,4 +1,4 @@
-"""Tables and sentences of notebook 07, worded for readers; the numbers are `published_statistics`'s."""
+"""Tables and sentences of notebook 07, worded for readers; the numbers are `statistics`'s."""
 
 from __future__ import annotations
 
@@ -62,9 +62,12 @@ _WORDS = {True: "yes", False: "no", "synth-PT:real-FT": "PT-FT"}
 def readable(table: pd.DataFrame, headings: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A table with headings for readers, yes and no for truth values, and PT-FT for the released name.
 
-    Args:
-        table: of `published_statistics` or `published_code`.
-        headings: besides or in place of `HEADINGS`.
+    Parameters
+    ----------
+    table
+        Of `statistics` or `code`.
+    headings
+        Besides or in place of `HEADINGS`.
     """
     shown = table.copy()
     for name in shown:
@@ -239,8 +242,10 @@ def headline_text(head: pd.DataFrame) -> str:
 
     Where the paper's text and the means of its Table 2 give different differences, both are told.
 
-    Args:
-        head: of `published_statistics.headline_tests`.
+    Parameters
+    ----------
+    head
+        Of `statistics.headline_tests`.
     """
     means = load_tables().query("encoders == 'unfrozen'").groupby("strategy")["dice_mean"].max()
     lines = []
@@ -282,8 +287,10 @@ def survival(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     other; the next two use the paper's difference, whose cells may have different prompts; the last three
     count cells of `family`. The first four rows are truth values.
 
-    Args:
-        results: tables of `published_statistics.compute`.
+    Parameters
+    ----------
+    results
+        Tables of `statistics.compute`.
     """
     head = results["headline"].groupby("test", sort=False).first()
     same = f"same prompt ({' / '.join(head['cell_a'])})"

@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_output
 
 from book.tools import build as book
 from echovlsm import STRUCTURES, models
+from echovlsm.evaluation import dice
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer import static as explorer_static
 from echovlsm.explorer.asking import Explorer
@@ -154,7 +155,8 @@ def test_the_explorer_answers_as_the_model_does(opened: Any, built: SimpleNamesp
     def expected(number: int, structure: str, level: str) -> tuple[str, float]:
         key = built.keys[number]
         text = built.ask.prompt(key, structure, level)
-        value = explorer_static.expected_dice(built.ask, key, text, structure)
+        truth = built.ask.picture(key).reference(structure)
+        value = dice(built.ask.ask(key, text).mask(), truth)
         return text, pytest.approx(value, abs=0.01)
 
     assert shown() == expected(0, STRUCTURES[1], "P1")

@@ -13,15 +13,11 @@ import yaml
 
 from echovlsm import STRUCTURES, models
 from echovlsm.base.run_folder import RunFolder
-from echovlsm.cohort.images import load_labels
+from echovlsm.cohort.images import load_labels, resize_labels
 from echovlsm.cohort.read import read_cohort
-from echovlsm.evaluation import runs as evaluate
-from echovlsm.evaluation.runs import (
-    EvaluationError,
-    choose_pictures,
-    kept_run,
-    labels_of,
-)
+from echovlsm.evaluation import predictions
+from echovlsm.evaluation.predictions import labels_of
+from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
 from echovlsm.evaluation.scoring import METRICS, score
 from tests.conftest import ROOT
 from tests.conftest import call as echovlsm
@@ -60,7 +56,7 @@ def test_one_row_a_mask_with_all_five_metrics(cohort: Path, run: Path, tmp_path:
     scores, frames = pd.read_parquet(out), read_cohort(cohort)
     test = frames[frames["split"] == "test"]
     assert len(scores) == 4 * len(test)  # three structures and the epicardium
-    three = scores[scores["structure"] != evaluate.EPICARDIUM]
+    three = scores[scores["structure"] != predictions.EPICARDIUM]
     assert set(scores["patient"]) == set(test["patient"])
     assert set(METRICS) <= set(scores.columns)
     assert set(scores["prompt"]) == {"P3"}
@@ -73,9 +69,9 @@ def test_one_row_a_mask_with_all_five_metrics(cohort: Path, run: Path, tmp_path:
 def test_scores_are_those_of_the_model_in_the_run(cohort: Path, run: Path) -> None:
     frames, _ = choose_pictures(cohort)
     kept = kept_run(run)
-    logits = evaluate.predict_run(kept, frames)
+    logits, _ = predictions.predict_run(kept, frames)
     assert logits.shape == (len(frames), 3, 64, 64)
-    table = evaluate.score_run(kept, frames, logits, 64)
+    table = predictions.score_run(kept, frames, logits, 64)
     labels, place = load_labels(frames.iloc[-1]), len(table) - 4
     cavity, ring = (answer.sigmoid().numpy() for answer in logits[-1, :2])
     # what is more probable than not in either is so in the larger of both probabilities
@@ -87,7 +83,7 @@ def test_scores_are_those_of_the_model_in_the_run(cohort: Path, run: Path) -> No
         expected = score(found, truth, size=64)
         values = [expected[name] for name in METRICS]
         assert table.loc[row, list(METRICS)].tolist() == pytest.approx(values, nan_ok=True)
-    assert table.loc[place + 3, "structure"] == evaluate.EPICARDIUM
+    assert table.loc[place + 3, "structure"] == predictions.EPICARDIUM
 
 
 def test_whatever_the_lists_say(cohort: Path) -> None:
@@ -185,3 +181,59 @@ def test_a_record_carries_numbers_only(phantom_cohort: Path, run: Path, tmp_path
     assert record["evaluation"]["parameters"]["evaluate_on"] == "val"
     assert record["peak_memory_gib"] > 0
     assert str(tmp_path) not in text
+
+
+# -- answers about images -----------------------------------------------------------------------------------
+
+
+def _answers(frames: pd.DataFrame, size: int = 64) -> torch.Tensor:
+    """Logits that repeat the reference masks at another size, as far as that can."""
+    masks = [[load_labels(row) == value for value in STRUCTURES] for row in frames.itertuples()]
+    exact = torch.from_numpy(np.array(masks)).float() * 20 - 10
+    return torch.nn.functional.interpolate(exact, size=(size, size), mode="bilinear")
+
+
+def test_images_have_a_score_a_structure_and_if_asked_the_epicardiums(
+    phantom_frames: pd.DataFrame,
+) -> None:
+    frames = phantom_frames.head(3).reset_index(drop=True)
+    logits = _answers(frames)
+    three = predictions.score_images(frames, logits, 64, epicardium=False, strategy="mine")
+    four = predictions.score_images(frames, logits, 64)
+    assert list(three.columns[:4]) == ["strategy", "patient", "view", "phase"]
+    assert len(three) == 3 * 3
+    assert len(four) == 3 * 4
+    assert set(four["structure"]) - set(three["structure"]) == {predictions.EPICARDIUM}
+    assert three["dice"].min() > 0.8
+    native = predictions.score_images(frames, logits, 0, epicardium=False)
+    assert set(native["unit"]) == {"mm"}
+
+
+def test_the_prompt_matrix_is_high_where_the_words_are_obeyed(phantom_frames: pd.DataFrame) -> None:
+    frames = phantom_frames.head(4).reset_index(drop=True)
+    logits = _answers(frames)
+    labels = torch.stack([resize_labels(load_labels(row), 64) for row in frames.itertuples()])
+    obeyed = predictions.prompt_matrix(logits, labels)
+    names = list(STRUCTURES.values())
+    assert list(obeyed.columns) == [*names, predictions.UNION]
+    assert np.diag(obeyed[names]).min() > 0.8
+    assert (obeyed[names].to_numpy() - np.diag(np.diag(obeyed[names]))).max() < 0.2
+    # a model that outlines everything, whatever it is asked
+    everything = predictions.prompt_matrix(logits.amax(dim=1, keepdim=True).expand_as(logits), labels)
+    assert everything[predictions.UNION].min() > 0.9
+    assert everything.nunique().eq(1).all()
+
+
+def test_the_worst_images_come_first_with_their_place(phantom_frames: pd.DataFrame) -> None:
+    frames = phantom_frames.head(4).reset_index(drop=True)
+    logits = _answers(frames)
+    logits[2], logits[1, 0] = -10, -10
+    scores = predictions.score_images(frames, logits, 64, epicardium=False)
+    worst = predictions.worst_images(scores, frames, 2)
+    assert list(worst.index) == [2, 1]
+    assert worst[2] == 0
+    row = frames.iloc[1]
+    own = scores[(scores[["patient", "view", "phase"]] == row[["patient", "view", "phase"]]).all(axis=1)]
+    assert worst[1] == pytest.approx(own["dice"].mean())
+    figure = predictions.plot_answers(worst, frames, logits, "the worst")
+    assert figure.axes[0].get_title().endswith(": 0.00")

@@ -1,7 +1,12 @@
 """Scores against geometry worked out by hand."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +15,8 @@ import torch
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from echovlsm.evaluation.scoring import METRICS, ScoreError, score, score_table, to_mask
+from echovlsm.evaluation import scoring
+from echovlsm.evaluation.scoring import DISTANCES, METRICS, OVERLAPS, ScoreError, score, score_table, to_mask
 
 
 def square(top, left, side=10, shape=(64, 64)):
@@ -52,13 +58,7 @@ def test_a_far_square_is_farther_by_its_diagonal():
 def test_identical_masks_are_perfect():
     mask = disc(11, (30, 25), (64, 50))
     for spacing in (None, (0.3, 0.15)):
-        assert score(mask, mask, spacing) == {
-            "dice": 1,
-            "iou": 1,
-            "hausdorff": 0,
-            "hausdorff95": 0,
-            "assd": 0,
-        }
+        assert score(mask, mask, spacing) == dict.fromkeys(OVERLAPS, 1) | dict.fromkeys(DISTANCES, 0)
 
 
 @pytest.mark.parametrize(("shift", "distance"), [((4, 0), 4 * 0.154), ((0, 4), 4 * 0.308)])
@@ -178,7 +178,7 @@ def test_empty_masks_follow_the_written_rules(spacing):
     for pred, truth, overlap in ((empty, empty, 1), (empty, some, 0), (some, empty, 0)):
         result = score(pred, truth, spacing)
         assert (result["dice"], result["iou"]) == (overlap, overlap)
-        assert all(math.isnan(result[name]) for name in ("hausdorff", "hausdorff95", "assd"))
+        assert all(math.isnan(result[name]) for name in DISTANCES)
 
 
 @pytest.mark.parametrize("spacing", [(float("nan"), 1.0), (pd.NA, pd.NA), (0, 1), (1, -1), (1, 1, 1), 0.3])
@@ -360,3 +360,73 @@ def test_a_tables_columns_and_areas_are_those_of_the_grid():
     nothing = score_table([], progress=False)
     assert list(nothing.columns) == [*METRICS, "empty_pred", "empty_truth", "area_pred", "area_truth", "unit"]
     assert nothing.empty
+
+
+# --- a score of one's own ----------------------------------------------------------------------------------
+
+PRECISION = """
+def _precision(masks: Masks) -> float:
+    return masks.both / masks.found
+
+
+Score = Callable"""
+
+USES = """
+import numpy as np
+from echovlsm.evaluation import score_table, statistics
+
+truth = np.zeros((8, 8), bool)
+truth[2:6, 2:6] = True
+known = {"structure": "s", "seed": 1, "model": "m", "prompt": "P1"}
+rows = [
+    ({"patient": str(number), "strategy": name, **known}, *pair)
+    for number, pair in enumerate([(truth, truth), (np.roll(truth, 1, 0), truth), (truth & False, truth)])
+    for name in ("real", "synthetic")
+]
+scores = score_table(rows, size=None, progress=False)
+print(scores["precision"].tolist()[::2])
+print(statistics.mean_scores(scores)["precision"].tolist())
+print(statistics.summary_table(scores, value="precision").iloc[0, 0])
+print(statistics.summary(scores, value="precision", resamples=50)["mean"].tolist())
+print(statistics.compare(scores, "real", "synthetic", value="precision", resamples=50)["difference"].tolist())
+print(statistics.mean_scores(scores.drop(columns="precision")).shape)
+"""
+
+
+def test_a_new_score_takes_one_file(tmp_path: Path) -> None:
+    """Written and named in `scoring.py`, it is a column of every table; a table from before goes without."""
+    package = Path(scoring.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "echovlsm", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "echovlsm" / "evaluation" / "scoring.py"
+    text = file.read_text()
+    for old, new in (
+        ("\nScore = Callable", PRECISION),
+        ('"iou": _iou}', '"iou": _iou, "precision": _precision}'),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    file.write_text(text)
+    result = subprocess.run(
+        [sys.executable, "-c", USES],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    precision, means, told, mean, difference, shape = result.stdout.splitlines()
+    assert precision == "[1.0, 0.75, 0.0]"
+    assert means == str([1.75 / 3])
+    assert mean == str([1.75 / 3] * 2)
+    assert told.startswith("58.33 ± ")
+    assert difference == "[0.0]"
+    assert shape == "(1, 7)"
+
+
+def test_dice_of_two_masks_on_one_grid_is_the_scores():
+    for pair in (
+        (square(1, 1), square(3, 2)),
+        (square(1, 1), square(1, 1) & False),
+        (np.zeros((2, 2), bool),) * 2,
+    ):
+        assert scoring.dice(*pair) == score(*pair, size=None)["dice"]

@@ -17,10 +17,11 @@ from PIL import Image
 
 from echovlsm import STRUCTURES, models
 from echovlsm.cohort.images import resize_image
-from echovlsm.evaluation.scoring import score, to_mask
+from echovlsm.evaluation.scoring import dice, score, to_mask
 from echovlsm.explorer import asking as explorer
 from echovlsm.explorer import static as explorer_static
-from echovlsm.explorer.asking import Explorer, ExplorerError, dice
+from echovlsm.explorer.asking import Explorer
+from echovlsm.explorer.pictures import ExplorerError, sector, share_outlined
 from echovlsm.prompts.templates import make_prompts
 from tests.conftest import WEIGHTS
 
@@ -135,13 +136,13 @@ def test_painting_marks_outline_fill_and_reference() -> None:
 def test_the_sector_holds_dark_cavities_and_bounds_what_counts_as_outlined() -> None:
     image = np.zeros((10, 20), dtype=np.uint8)
     image[2:8, [4, 13]] = 200  # two bright walls with a dark cavity between them
-    seen = explorer.sector(image)
+    seen = sector(image)
     assert seen.sum() == 60
     assert seen[2:8, 4:14].all()
     mask = np.zeros_like(seen)
     mask[2:4, 4:7] = mask[9, :] = True  # the last row lies outside
-    assert explorer.share_outlined(mask, image) == pytest.approx(6 / 60)
-    assert explorer.share_outlined(mask, np.zeros_like(image)) == mask.mean()
+    assert share_outlined(mask, image) == pytest.approx(6 / 60)
+    assert share_outlined(mask, np.zeros_like(image)) == mask.mean()
 
 
 # -- runs ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from echovlsm import models
 from echovlsm.cohort.images import resize_image
 from echovlsm.explorer import asking as explorer
 from echovlsm.explorer import export as explorer_export
-from echovlsm.explorer.asking import Explorer, ExplorerError
+from echovlsm.explorer.asking import Explorer
+from echovlsm.explorer.pictures import ExplorerError
 from echovlsm.phantom.cohort import draw_cohort_patient, simulate
 from tests.conftest import ROOT, WEIGHTS, call
 

@@ -11,7 +11,8 @@ import yaml
 
 from echovlsm.published import claims
 from echovlsm.published import scores as published
-from echovlsm.published.claims import Check, verdict
+from echovlsm.published.claims import verdict
+from echovlsm.published.evidence import EVIDENCE, Check
 from echovlsm.published.scores import PublishedError
 from tests.conftest import ROOT
 
@@ -26,7 +27,7 @@ def test_the_ledger_has_every_claim(recorded: dict[str, pd.DataFrame]) -> None:
     assert set(ledger["fact"].dropna()) == set(range(1, 12))
     assert list(ledger["id"]) == list(claims.load_claims()["id"])
     assert ledger["id"].is_unique
-    assert set(ledger["id"]) == set(claims.EVIDENCE)
+    assert set(ledger["id"]) == set(EVIDENCE)
     assert set(ledger["verdict"]) <= set(claims.VERDICTS)
     # a claim that can be checked has a number of its own, and one that does not simply hold has a reason
     can = ~ledger["verdict"].isin(["cannot be checked", "not a finding"])

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from echovlsm import STRUCTURES
+from echovlsm import cohort as cohorts
 from echovlsm.cohort import read as cohort
 from echovlsm.cohort.files import CohortError
 from echovlsm.published import (
@@ -79,7 +80,7 @@ def toy_scores(gain: float = 0.0, seed: int = 0, patients: int = 50) -> pd.DataF
 
 def write_repository(folder: Path, table: pd.DataFrame) -> None:
     """The authors' 69 files, in the layout of their repository, rows in an order of their own."""
-    for row in published.files().itertuples():
+    for row in published.registered().itertuples():
         part = table.query("strategy == @row.strategy and model == @row.model and prompt == @row.prompt")
         part = part.sample(frac=1, random_state=1)
         name = "/home/x/mask_" + part["label"].astype(str) + "/" + part["legacy_test_patient"] + "_"
@@ -112,7 +113,7 @@ def test_the_tables_have_every_cell_of_the_paper() -> None:
 
 
 def test_the_registry_names_69_files_with_600_masks_each() -> None:
-    files = published.files()
+    files = published.registered()
     assert len(files) == files["path"].nunique() == files["sha256"].nunique() == 69
     assert (files["rows"] == 600).all()
     assert not ((files["strategy"] == "synthetic") & (files["prompt"] == "P7")).any()
@@ -181,9 +182,9 @@ def test_downloads_are_checked_by_content(
     table = toy_scores()
     write_repository(folder, table)
     hashes = {key: published.content_hash(p) for key, p in table.groupby(["strategy", "model", "prompt"])}
-    registry = published.files()
+    registry = published.registered()
     registry["sha256"] = [hashes[row.strategy, row.model, row.prompt] for row in registry.itertuples()]
-    monkeypatch.setattr(published, "files", lambda: registry)
+    monkeypatch.setattr(published, "registered", lambda: registry)
     cache = published.fetch_scores(tmp_path / "cache", url)
     assert len(published.load_scores(cache)) == 69 * 600
     # a download that broke off is fetched once more, also where the folder is named from here
@@ -271,7 +272,7 @@ def test_corrected_comparisons_find_a_gain_and_only_a_gain(
     gain: float, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(published_statistics, "FACTORS", ("all", "view"))
-    monkeypatch.setattr(published_statistics, "_DRAWS", 2000)
+    monkeypatch.setattr(published_statistics, "DRAWS", 2000)
     table = toy_scores(gain=gain, seed=5, patients=25)
     cells = published_statistics.family(published_statistics.compare_all(table), "PT-FT vs real")
     assert len(cells) == 16
@@ -543,7 +544,7 @@ def test_a_shortened_list_or_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_map_is_offered_with_the_cohorts() -> None:
-    assert "legacy_testing_map" in cohort.__all__
+    assert "legacy_testing_map" in cohorts.__all__
 
 
 def test_identity_is_told_from_areas(phantom_frames: pd.DataFrame) -> None:

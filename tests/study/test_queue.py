@@ -12,7 +12,7 @@ import pytest
 from echovlsm import STRUCTURES
 from echovlsm.base import files
 from echovlsm.cohort.read import read_cohort
-from echovlsm.evaluation.runs import EPICARDIUM
+from echovlsm.evaluation.predictions import EPICARDIUM
 from echovlsm.phantom.cohort import write_phantom_cohort
 from echovlsm.study import queue
 from echovlsm.study.plan import (

@@ -26,7 +26,7 @@ from echovlsm.cohort.files import CohortError, RangeError
 from echovlsm.cohort.images import load_image, load_labels
 from echovlsm.cohort.read import check_cohort, legacy_testing_map, read_cohort
 from echovlsm.evaluation import statistics
-from echovlsm.evaluation.scoring import METRICS, score_table
+from echovlsm.evaluation.scoring import DISTANCES, score_table
 from echovlsm.study.parameters import (
     ParameterError,
     as_typed,
@@ -579,7 +579,7 @@ def test_a_mean_of_distances_says_over_how_many_masks_it_is(found: int, masks: i
     assert row["hausdorff"] == pytest.approx(2) if found else np.isnan(row["hausdorff"])
     assert row["dice"] == pytest.approx(found / masks * scores["dice"].max())
     named = scores.assign(model="m", strategy="real", prompt="P1")
-    for measure in METRICS[2:]:
+    for measure in DISTANCES:
         (told,) = statistics.summary_table(named, value=measure, percent=False).to_numpy().ravel()
         assert told.endswith(f" ({found} of {masks})") == (found < masks)
 

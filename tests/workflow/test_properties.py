@@ -27,7 +27,7 @@ from echovlsm.cohort.sectors import (
     to_sector_map,
 )
 from echovlsm.cohort.write import write_cohort
-from echovlsm.evaluation.scoring import METRICS, score
+from echovlsm.evaluation.scoring import DISTANCES, score
 from echovlsm.evaluation.statistics import bootstrap_interval, holm, paired_test
 from echovlsm.prompts.shapes import ROUND_UP_TO, describe_shape, name_shape
 from echovlsm.prompts.templates import (
@@ -114,10 +114,10 @@ def test_scores_are_within_their_limits_and_distances_follow_the_pixel_size(pair
         assert result["hausdorff95"] <= result["hausdorff"] + 1e-9
         assert (result["hausdorff"] == 0) == bool((pair[0] == pair[1]).all())
         scaled = score(*pair, (factor, factor), size=None)
-        for name in METRICS[2:]:
+        for name in DISTANCES:
             assert scaled[name] == pytest.approx(factor * result[name])
     else:
-        assert all(np.isnan(result[name]) for name in METRICS[2:])
+        assert all(np.isnan(result[name]) for name in DISTANCES)
         assert dice == float(not pair[0].any() and not pair[1].any())
 
 
