@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from echovlsm import STRUCTURES
+from echovlsm.cohort import masks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,23 +211,13 @@ def _compare(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float]) 
     result = {"dice": 2 * both / (found + wanted), "iou": both / (found + wanted - both)}
     if not found or not wanted:
         return result | dict.fromkeys(METRICS[2:], math.nan)
-    points = [_outline(mask) * spacing for mask in (pred, truth)]
+    points = [masks.outline_points(mask) * spacing for mask in (pred, truth)]
     there, back = (_nearest(*pair) for pair in (points, points[::-1]))
     return result | {
         "hausdorff": float(max(there.max(), back.max())),
         "hausdorff95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
         "assd": float((there.sum() + back.sum()) / (len(there) + len(back))),
     }
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask with a neighbour (of four) outside it, int64 (N, 2): row, column."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    corner = np.array([rows[0], columns[0]])
-    box = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
-    inner = box[1:-1, 1:-1]
-    within = box[:-2, 1:-1] & box[2:, 1:-1] & box[1:-1, :-2] & box[1:-1, 2:]
-    return np.argwhere(inner & ~within) + corner
 
 
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
