@@ -8,9 +8,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["check", "sectors"],
+    submodules=["check", "masks", "sectors"],
     submod_attrs={
-        "check": ["CohortWarning"],
+        "check": ["CohortWarning", "is_synthetic"],
         "files": ["CohortError"],
         "images": ["load_image", "load_labels", "resize_image", "resize_labels"],
         "read": ["check_cohort", "cohort_hash", "legacy_testing_map", "read_cohort"],

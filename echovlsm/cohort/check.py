@@ -12,13 +12,15 @@
 Source: Leclerc et al. 2019, doi 10.1109/TMI.2019.2900516, and the two releases themselves.
 """
 
+from __future__ import annotations
+
 import difflib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echovlsm import PHASES, VIEWS
 from echovlsm.base import files
@@ -31,6 +33,9 @@ from echovlsm.cohort.files import (
     parse_cfg,
     read_header,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS: tuple[str, ...] = ("real", "phantom", "synthetic")
 META_KEYS: tuple[str, ...] = ("name", "kind", "origin", "licence", "seed", "parameters")
@@ -247,6 +252,11 @@ def read_meta(path: Path) -> tuple[dict[str, Any], int | None]:
     check_meta(content, str(path))
     frames = content.get("frames")
     return {key: content.get(key) for key in META_KEYS}, frames if isinstance(frames, int) else None
+
+
+def is_synthetic(frames: pd.DataFrame) -> bool:
+    """Whether a frames table is of a synthetic cohort: its images then have no quality."""
+    return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
 
 
 # --- scan --------------------------------------------------------------------------------------------

@@ -1,16 +1,11 @@
-"""Writing a cohort folder: every frame checked, the whole folder or nothing.
-
-`echovlsm.cohort` is the module to use (`echovlsm.cohort.write_cohort`); the layout is in
-`echovlsm.cohort.check`.
-"""
+"""Writing a cohort folder: every frame checked, the whole folder or nothing. `check` has the layout."""
 
 import gzip
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ from echovlsm.cohort import check as disk
 from echovlsm.cohort import files as cohort_files
 from echovlsm.cohort.files import CohortError
 
+_NEW, _OLD = "new", "old"
 _NEEDED = ("patient", "view", "phase", "split", "image", "labels")
 _METADATA = ("sex", "age", "quality", "spacing_y", "spacing_x")
 # the last five are columns of a frames table that the arrays and `meta` replace
@@ -38,39 +34,51 @@ def write_cohort(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write a cohort for `echovlsm.cohort.read_cohort`, in the public CAMUS release's layout; all or nothing.
+    """Write a cohort for `read_cohort`, in the public CAMUS release's layout; all or nothing.
 
     Parameters
     ----------
-    root: folder to make. An existing one is refused, unless `overwrite` is true and it holds a
-        ``cohort.yaml``; it is then replaced at the very end.
-    frames_with_arrays: a DataFrame or any iterable (a generator streams: one frame is in memory at a time)
-        of mappings with patient, view, phase, split, image uint8 (H, W), labels uint8 (H, W) of 0-3; where
-        known sex, age, quality (the same for both phases of a view), spacing_y, spacing_x (mm, both or
-        none); and optionally info (dict, further lines of ``Info_{view}.cfg``, e.g. ``{"EF": 54.0}``) and
-        provenance (dict, further columns of ``provenance.csv``). Other columns of a frames
-        table are ignored.
-    meta: name, kind (real, phantom, synthetic), and where known origin, licence, seed, parameters.
+    root
+        Folder to make. An existing one is refused, unless `overwrite` is true and it holds a ``cohort.yaml``;
+        it is then replaced at the very end.
+    frames_with_arrays
+        A DataFrame or any iterable (a generator streams: one frame is in memory at a time) of mappings with
+        patient, view, phase, split, image uint8 (H, W), labels uint8 (H, W) of 0-3; where known sex, age,
+        quality (the same for both phases of a view), spacing_y, spacing_x (mm, both or none); and optionally
+        info (dict, further lines of ``Info_{view}.cfg``, e.g. ``{"EF": 54.0}``) and provenance (dict, further
+        columns of ``provenance.csv``). Other columns of a frames table are ignored.
+    meta
+        name, kind (real, phantom, synthetic), and where known origin, licence, seed, parameters.
 
+    Returns
+    -------
+    Path
+        Absolute, of `root`.
+
+    Raises
+    ------
+    CohortError
+        An unknown key or value, an array of another type or shape, a label above 3, a frame given twice, a
+        patient in two splits, or a second process writing the same cohort; nothing visible has changed.
+    FullDiskError
+        There is no room; likewise.
+
+    Notes
+    -----
     Files are gzipped NIfTI of uint8 (the release has float32 of the same whole numbers: four times the size
     for nothing), axes (x, y), affine diag(-spacing_x, -spacing_y, 1) as in the release. Spacing is stored as
     float32; an unknown one as 1.0 without a unit. The same input gives the same bytes.
 
-    A temporary folder beside `root` is filled and renamed at the end, so a killed call leaves nothing that
-    can be read; the next call removes its leftovers. Returns the absolute path of `root`. Raises CohortError,
-    with nothing visible changed, for an unknown key or value, an array of another type or shape, a label
-    above 3, a frame given twice, a patient in two splits, or a second process writing the same cohort; and
-    FullDiskError, likewise, where there is no room.
+    A folder beside `root` is filled and renamed at the end, so a killed call leaves nothing that can be read
+    as a cohort; the next call removes its leftovers.
     """
     root = Path(os.path.realpath(Path(root).expanduser()))
     header = _check_meta(meta)
     table = isinstance(frames_with_arrays, pd.DataFrame)
     rows = frames_with_arrays.to_dict("records") if table else frames_with_arrays
-    _make_folder(root.parent, root)
-    _recover(root)
-    _refuse_existing(root, overwrite)
-    with files.room(root), _partial_folder(root) as partial:
-        writer = _Writer(partial)
+    with files.room(root), _work_folder(root) as work:
+        _refuse_existing(root, overwrite)
+        writer = _Writer(work / _NEW)
         for number, row in enumerate(rows, start=1):
             try:
                 writer.add(row)
@@ -79,25 +87,17 @@ def write_cohort(
                 raise CohortError(f"frame {number} ({place}): {error}") from None
         writer.finish(header)
         _refuse_existing(root, overwrite)
-        (partial / disk.INCOMPLETE).unlink()
-        # A folder with files in it cannot be replaced in one step: the old one steps aside, and _recover
-        # brings it back should the process die between the two renames.
-        old = root.with_name(f".{root.name}.replaced-{uuid.uuid4().hex[:8]}")
+        (work / _NEW / disk.INCOMPLETE).unlink()
+        # a folder with files in it cannot be replaced in one step
         if root.exists():
-            root.rename(old)
+            root.rename(work / _OLD)
         try:
-            partial.rename(root)
+            (work / _NEW).rename(root)
         except OSError:
             if not root.exists():
                 raise
             raise CohortError(f"{root}: another process has just written it; read that one") from None
-        shutil.rmtree(old, ignore_errors=True)
     return root
-
-
-def _make_folder(folder: Path, root: Path) -> None:
-    told = f"{root}: no folder can be made there"
-    files.make_folder(folder, CohortError, told, "choose another place")
 
 
 def _refuse_existing(root: Path, overwrite: bool) -> None:
@@ -109,50 +109,40 @@ def _refuse_existing(root: Path, overwrite: bool) -> None:
         raise CohortError(f"{root}: has no cohort.yaml, so it is not replaced; move it away yourself")
 
 
-def _recover(root: Path) -> None:
-    """Remove what killed writers of `root` left beside it; bring back a cohort that was being replaced."""
-    import filelock
-
-    for path in sorted(root.parent.iterdir()):
-        if path.name.startswith(f".{root.name}.partial-"):
-            try:
-                # the operating system frees a killed process's lock, whatever way it died
-                with filelock.FileLock(path / disk.INCOMPLETE, timeout=0):
-                    pass
-            except (filelock.Timeout, RuntimeError) as error:
-                raise CohortError(f"{root}: another process is writing it ({path}); wait for it") from error
-            except FileNotFoundError:  # its writer has just ended
-                continue
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(f".{root.name}.replaced-"):
-            if root.exists():
-                shutil.rmtree(path)
-            else:
-                path.rename(root)
-
-
 @contextmanager
-def _partial_folder(root: Path) -> Iterator[Path]:
-    """A new folder beside `root`, marked incomplete and locked; removed at the end if it still is there."""
-    import filelock
+def _work_folder(root: Path) -> Iterator[Path]:
+    """A folder beside `root` in which this call alone works: a new cohort in it, and the one it replaces.
 
-    for _ in range(10):
-        partial = root.with_name(f".{root.name}.partial-{uuid.uuid4().hex[:8]}")
-        _make_folder(partial, root)
-        lock = filelock.FileLock(partial / disk.INCOMPLETE, timeout=0)
-        # A writer that starts right now may take a folder without a lock for a dead writer's, and remove it.
-        with suppress(filelock.Timeout, FileNotFoundError):
-            lock.acquire()
-            if (partial / disk.INCOMPLETE).is_file():
-                break
-            lock.release()
-    else:
-        raise CohortError(f"{root}: other processes are writing it; wait for them")
+    The operating system frees a killed writer's lock, whatever way it died, and its folder is taken over.
+    """
+    work = root.with_name(f".{root.name}.partial")
+    told = f"{root}: no folder can be made there"
+    files.make_folder(work, CohortError, told, "choose another place")
+    busy = CohortError(f"{root}: another process is writing it ({work}); wait for it")
     try:
-        yield partial
+        if not files.hold(work, wait=0):
+            raise busy
+    except files.InUseError as error:
+        raise busy from error
+    try:
+        _bring_back(root, work)
+        for left in (work / _NEW, work / _OLD):
+            files.remove(left)
+        (work / _NEW).mkdir()
+        (work / _NEW / disk.INCOMPLETE).touch()
+        yield work
     finally:
-        lock.release()
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            _bring_back(root, work)
+            shutil.rmtree(work, ignore_errors=True)
+        finally:
+            files.release(work)
+
+
+def _bring_back(root: Path, work: Path) -> None:
+    """Bring back a cohort that stood aside for one that never took its place."""
+    if (work / _OLD).exists() and not root.exists():
+        (work / _OLD).rename(root)
 
 
 def _plain(value: Any) -> Any:

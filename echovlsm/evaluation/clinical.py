@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from echovlsm import PHASES, STRUCTURES, VIEWS
+from echovlsm.cohort import masks
 from echovlsm.evaluation.inference import bootstrap_interval
 from echovlsm.evaluation.scoring import pixel_size
 
@@ -92,11 +93,14 @@ def measure(labels: np.ndarray, spacing: Any, where: str = "labels") -> Shape:
         No cavity, or no genuine pixel size.
     """
     height, width = check_spacing(spacing, where)
-    cavity = _largest(np.asarray(labels) == _CAVITY)
+    # a stray pixel must not become the apex
+    cavity, atrium = (
+        masks.largest_part(np.asarray(labels) == value, diagonals=False) for value in (_CAVITY, _ATRIUM)
+    )
     if not cavity.any():
         raise ClinicalError(f"{where}: no left ventricular cavity, so there is no volume; leave it out")
     points = np.argwhere(cavity) * (height, width)
-    across = _axis(points, cavity, _largest(np.asarray(labels) == _ATRIUM), (height, width))
+    across = _axis(points, cavity, atrium, (height, width))
     along = points @ across
     # pixels reach half their extent beyond their centres
     reach = 0.5 * (abs(across[0]) * height + abs(across[1]) * width)
@@ -266,16 +270,6 @@ def agreement(reference: Any, measured: Any, level: float = 0.95, seed: int = 0)
 
 
 # -- geometry -------------------------------------------------------------------------------------------
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece of a mask; a stray pixel must not become the apex."""
-    from scipy.ndimage import label
-
-    pieces, count = label(mask)
-    if count < 2:
-        return mask
-    return pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax())
 
 
 def _axis(

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from echovlsm import STRUCTURES
+from echovlsm.cohort import masks as geometry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ class Masks:
     @cached_property
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """Distance from each point of the prediction's outline to the truth's, (N,), and back, (M,)."""
-        points = [_outline(mask) * self.spacing for mask in (self.pred, self.truth)]
+        points = [geometry.outline_points(mask) * self.spacing for mask in (self.pred, self.truth)]
         return _nearest(*points), _nearest(*points[::-1])
 
 
@@ -301,16 +302,6 @@ def _prepare(pred: Any, truth: Any, spacing: Sequence[float] | None, size: Size,
         else pixel
     )
     return Masks(found, _resize_array(true_mask, grid, "nearest-exact"), scaled)
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask with a neighbour (of four) outside it, int64 (N, 2): row, column."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    corner = np.array([rows[0], columns[0]])
-    box = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
-    inner = box[1:-1, 1:-1]
-    within = box[:-2, 1:-1] & box[2:, 1:-1] & box[1:-1, :-2] & box[1:-1, 2:]
-    return np.argwhere(inner & ~within) + corner
 
 
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from echovlsm import PHASES, QUALITIES, STRUCTURES, VIEWS
-from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels
+from echovlsm.cohort import is_synthetic, load_image, load_labels, resize_image, resize_labels
 from echovlsm.evaluation.scoring import PAPER_SIZE, to_mask
 from echovlsm.prompts import SHAPES, Missing, attributes_of, make_prompts, name_shapes, templates
 
@@ -91,7 +91,7 @@ def false_prompts(
     """
     import pandas as pd
 
-    synthetic = (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
+    synthetic = is_synthetic(frames)
     names = swappable(level, synthetic)
     frames = frames.reset_index(drop=True)
     write = _Writer(frames, level, _variant(variant), seed, missing, synthetic, shapes)

@@ -16,7 +16,7 @@ import numpy as np
 
 from echovlsm import models
 from echovlsm.base import RunFolder, paths, plain
-from echovlsm.cohort import load_image, load_labels, resize_image
+from echovlsm.cohort import is_synthetic, load_image, load_labels, masks, resize_image
 from echovlsm.evaluation import dice
 from echovlsm.explorer.pictures import Answer, ExplorerError, Key, Picture
 from echovlsm.models import MODELS
@@ -65,7 +65,7 @@ class Explorer:
         self.frames = frames.reset_index(drop=True)
         self.frames.attrs = frames.attrs
         self.meta: dict[str, Any] = frames.attrs.get("meta") or {}
-        self.synthetic = self.meta.get("kind") == "synthetic"
+        self.synthetic = is_synthetic(frames)
         self.levels = levels_of(self.synthetic)
         self.missing: Missing = missing
         self.remember = remember
@@ -372,15 +372,8 @@ def paint(
     canvas = canvas.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
     for area, ink in ((truth, np.float32(255)), (mask, paint_with)):
         if area is not None:
-            canvas[_border(area.repeat(enlarge, axis=0).repeat(enlarge, axis=1))] = ink
+            canvas[masks.outline(area.repeat(enlarge, axis=0).repeat(enlarge, axis=1))] = ink
     return canvas.round().clip(0, 255).astype(np.uint8)
-
-
-def _border(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a bool mask (H, W) with one of the four neighbours outside it, or at the picture's edge."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
 
 
 def level_names() -> dict[str, str]:

@@ -4,18 +4,19 @@ Two ways to name it:
 
 `geometry` (default): the ideal shape which fits the mask best, by this rule.
 
-1. The largest connected part is replaced by its convex hull: the myocardium's arch is named by its outside.
+1. The largest connected part is replaced by its convex hull: the myocardium's arch is named by its outside
+   (`hull_of`).
 2. Its second moments give the two principal axes. The hull is moved, turned and scaled along them until it
    has unit variance in every direction. This turns every ellipse into one disc, every rectangle into one
    square and every triangle into one equilateral triangle, so that size, rotation and elongation no longer
-   matter.
+   matter (`normalised`).
 3. It is compared with these three (square and triangle at all rotations): the highest intersection over union
-   names the family.
+   names the family (`ideal_fits`).
 4. The ratio of the principal axes decides within the family: up to 1.2 a `circle` or a `square`, above it an
    `oval` or a `rectangle`.
 
 `vqa`: as in the paper, a visual question answering model is asked "What is the shape of the <structure> in
-the green box?" about the picture with a green box round the structure. The paper's model, OFA, is not part of
+the green box?" about the image with a green box round the structure. The paper's model, OFA, is not part of
 Transformers; any model that Transformers runs may be named. Answers differ between models, and the rule above
 does not imitate them: it calls nearly every left ventricular cavity an oval, as the authors' prompts for
 CAMUS mostly do, but hardly any myocardium a triangle, as those mostly do.
@@ -34,7 +35,8 @@ import numpy as np
 
 from echovlsm import STRUCTURES
 from echovlsm.base import cache, processes
-from echovlsm.cohort import load_image, load_labels
+from echovlsm.cohort import is_synthetic, load_image, load_labels, masks
+from echovlsm.prompts.templates import Missing, attributes_of, make_prompts
 from echovlsm.prompts.vqa import (
     SHAPES,
     Ask,
@@ -52,20 +54,25 @@ ROUND_UP_TO: float = 1.2
 """Ratio of the principal axes up to which a shape counts as equally wide in both directions."""
 
 _GRID = 96
-_FEW, _CHUNK = 200, 32  # pictures that one process names while others would start; that it takes at a time
+_FEW, _CHUNK = 200, 32  # images that one process names while others would start; that it takes at a time
 
 
 def name_shape(mask: np.ndarray, spacing: tuple[float, float] | None = None) -> Shape:
     """Name the shape of a mask by its geometry; the rule is in the module's docstring.
 
-    Args:
-        mask: (H, W), bool or 0 and 1.
-        spacing: (height, width) of a pixel, where pixels are not square; None: square.
+    Parameters
+    ----------
+    mask
+        (H, W), bool or 0 and 1.
+    spacing
+        Height and width of a pixel, where pixels are not square.
 
-    Raises:
-        ShapeError: the mask is empty, not two-dimensional, or has other values.
+    Raises
+    ------
+    ShapeError
+        The mask is empty, not two-dimensional, or has other values.
     """
-    family, ratio = describe_shape(mask, spacing)[:2]
+    family, ratio, _ = describe_shape(mask, spacing)
     equal = ratio <= ROUND_UP_TO
     if family == "ellipse":
         return "circle" if equal else "oval"
@@ -77,16 +84,41 @@ def name_shape(mask: np.ndarray, spacing: tuple[float, float] | None = None) -> 
 def describe_shape(
     mask: np.ndarray, spacing: tuple[float, float] | None = None
 ) -> tuple[str, float, dict[str, float]]:
-    """Return what `name_shape` decides by.
+    """What `name_shape` decides by, with its parameters and errors.
 
-    Returns:
-        The best family (`ellipse`, `rectangle` or `triangle`), the ratio of the principal axes (at least 1),
-        and the best intersection over union with each family.
-
-    Raises:
-        ShapeError: as `name_shape`.
+    Returns
+    -------
+    family : str
+        The best: `ellipse`, `rectangle` or `triangle`.
+    ratio : float
+        Of the principal axes, at least 1.
+    fits : dict of str to float
+        The best intersection over union with each family.
     """
-    hull = _hull(checked_mask(mask))
+    normal, ratio = normalised(hull_of(mask), spacing)
+    fits = {family: fit for family, (fit, _) in ideal_fits(normal).items()}
+    return max(fits, key=fits.__getitem__), ratio, fits
+
+
+def hull_of(mask: np.ndarray) -> np.ndarray:
+    """Step 1: the convex hull of a mask's largest connected part, bool, cut out of the image."""
+    mask = checked_mask(mask)
+    part = masks.largest_part(mask[masks.box(mask)])
+    part = part[masks.box(part)]
+    # a line of pixels has no hull with corners at their centres
+    return part if min(part.shape) <= 2 else masks.hull(part, edges=True)
+
+
+def normalised(hull: np.ndarray, spacing: tuple[float, float] | None = None) -> tuple[np.ndarray, float]:
+    """Step 2: a hull moved, turned and scaled to unit variance in every direction.
+
+    Returns
+    -------
+    normal : ndarray of bool (96, 96)
+        The hull on a grid from -3 to 3; its longer axis lies along the rows.
+    ratio : float
+        Of the longer to the shorter principal axis.
+    """
     scale = np.ones(2) if spacing is None else np.asarray(spacing, dtype=float)
     if scale.shape != (2,) or not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ShapeError(f"spacing {spacing!r} is not (height, width) of a pixel")
@@ -94,7 +126,6 @@ def describe_shape(
     # a pixel is a small square, with a variance of its own: without it small masks look too long
     variance = (variance + np.eye(2) / 12) * np.outer(scale, scale)
     lengths, axes = np.linalg.eigh(variance)
-    templates, areas, names = _templates()
     # each point of the normalised grid is looked up in the mask
     line = _line()
     where = [
@@ -107,13 +138,29 @@ def describe_shape(
     rows, columns = (
         np.rint(np.clip(at, -1, side)).astype(np.intp) + 1 for at, side in zip(where, hull.shape, strict=True)
     )
-    framed = np.zeros((hull.shape[0] + 2, hull.shape[1] + 2), dtype=bool)
-    framed[1:-1, 1:-1] = hull
-    found = np.packbits(framed.ravel().take(rows * framed.shape[1] + columns)).view(np.uint64)
+    framed = np.pad(hull, 1)
+    return framed.ravel().take(rows * framed.shape[1] + columns), float(np.sqrt(lengths[1] / lengths[0]))
+
+
+def ideal_fits(normal: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
+    """Step 3: how well the ideal shapes fit a normalised hull, bool (96, 96).
+
+    Returns
+    -------
+    dict
+        Family (`ellipse`, `rectangle`, `triangle`) to the highest intersection over union and the ideal shape
+        that has it, bool (96, 96).
+    """
+    templates, areas, names = _templates()
+    found = np.packbits(normal).view(np.uint64)
     both = np.bitwise_count(templates & found).sum(axis=1, dtype=np.int64)
     iou = both / (areas + int(np.bitwise_count(found).sum()) - both)
-    fits = {name: float(iou[names == name].max()) for name in ("ellipse", "rectangle", "triangle")}
-    return max(fits, key=fits.__getitem__), float(np.sqrt(lengths[1] / lengths[0])), fits
+    fits = {}
+    for family in dict.fromkeys(names.tolist()):
+        best = max(np.flatnonzero(names == family), key=iou.__getitem__)
+        shape = np.unpackbits(templates[best].view(np.uint8)).astype(bool).reshape(_GRID, _GRID)
+        fits[family] = float(iou[best]), shape
+    return fits
 
 
 def name_shapes(
@@ -124,23 +171,34 @@ def name_shapes(
     progress: bool = True,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Name the shape of every structure in every picture of a cohort.
+    """Name the shape of every structure in every image of a cohort.
 
-    Args:
-        frames: the frames table.
-        backend: `geometry` or `vqa`.
-        model: for `vqa`, a hub id or a folder for `load_vqa`, or any function of (picture, question) that
-            returns the answer.
-        missing: what to do where a picture lacks the structure or the answer names no shape: `error`, or
-            `omit`, which leaves the shape None (`make_prompts(..., missing="omit")` then drops the clause).
-        progress: whether to show a progress bar.
-        workers: processes that name shapes by geometry, if the pictures are many; None: one a usable core.
+    Parameters
+    ----------
+    frames
+        The frames table.
+    backend
+        `geometry` or `vqa`.
+    model
+        For `vqa`, a hub id or a folder for `load_vqa`, or any function of (image, question) that returns the
+        answer.
+    missing
+        What to do where an image lacks the structure or the answer names no shape: `error`, or `omit`, which
+        leaves the shape None (`make_prompts(..., missing="omit")` then drops the clause).
+    progress
+        Whether to show a progress bar.
+    workers
+        Processes that name shapes by geometry, if the images are many; None: one a usable core.
 
-    Returns:
-        DataFrame: `patient, view, phase, structure, shape`, one row a picture and structure.
+    Returns
+    -------
+    DataFrame
+        `patient, view, phase, structure, shape`, one row an image and structure.
 
-    Raises:
-        ShapeError: as above, naming picture and structure; or an unknown backend, or no model for `vqa`.
+    Raises
+    ------
+    ShapeError
+        As `name_shape`, with image and structure; or an unknown backend, or no model for `vqa`.
     """
     import pandas as pd
 
@@ -161,6 +219,13 @@ def name_shapes(
     return _name_all(frames, ask, missing, progress, workers)
 
 
+def prompts_for(frames: pd.DataFrame, level: str, missing: Missing = "error") -> pd.DataFrame:
+    """Prompts of one level for a cohort (`make_prompts`); shapes that it names are read off the masks."""
+    says_shape = "shape" in attributes_of(level, is_synthetic(frames))
+    shapes = name_shapes(frames, missing=missing) if says_shape else None
+    return make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))
+
+
 def _cached_shapes(frames: pd.DataFrame, missing: str, progress: bool, workers: int | None) -> pd.DataFrame:
     """Shapes by geometry, from the cache where masks, pixel sizes and this rule are known to it."""
     import pandas as pd
@@ -176,7 +241,7 @@ def _cached_shapes(frames: pd.DataFrame, missing: str, progress: bool, workers: 
         }
 
     spacing = frames.reindex(columns=["spacing_y", "spacing_x"]).to_numpy(dtype=float, na_value=np.nan)
-    rule = Path(__file__).read_bytes()
+    rule = b"".join(Path(file).read_bytes() for file in (masks.__file__, __file__))
     key = cache.key_of(
         cache.key_of_files(frames["labels"]), spacing, missing, hashlib.sha256(rule).hexdigest()
     )
@@ -213,7 +278,7 @@ def _name_all(
 
 
 def _name_picture(row: Mapping[Hashable, Any], ask: Ask | None, missing: str) -> list[Shape | None]:
-    """The shape's name of every structure of one picture, in the order of `STRUCTURES`."""
+    """The shape's name of every structure of one image, in the order of `STRUCTURES`."""
     import pandas as pd
 
     labels = load_labels(row)
@@ -237,50 +302,8 @@ def _name_picture(row: Mapping[Hashable, Any], ask: Ask | None, missing: str) ->
     return named
 
 
-def _hull(mask: np.ndarray) -> np.ndarray:
-    """Return the convex hull of the largest connected part, as a small bool array.
-
-    It holds the pixels whose centre lies in, or on the border of, the hull of the middles of all the part's
-    pixels' edges, as scikit-image's `convex_hull_image` does; but only the two ends of each row are tried.
-    """
-    from scipy import ndimage
-
-    mask = _cropped(mask)
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count > 1:
-        mask = _cropped(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
-    if min(mask.shape) <= 2:
-        return mask  # a line of pixels has no hull with corners at their centres
-    first, last = _outermost(mask), _outermost(mask[:, ::-1])
-    column = 2 * np.arange(mask.shape[1])
-    return (column >= first[:, None] - 1e-6) & (column[::-1] >= last[:, None] - 1e-6)
-
-
-def _outermost(mask: np.ndarray) -> np.ndarray:
-    """Return twice the column at which the hull of a connected mask begins in each row, (H,)."""
-    first = 2 * mask.argmax(axis=1)  # twice the coordinates are whole numbers
-    left = np.empty(2 * len(first) + 1, dtype=int)  # between the rows, at the top, and at the bottom too
-    left[1::2] = first - 1
-    left[0], left[-1] = first[0], first[-1]
-    left[2:-1:2] = np.minimum(first[1:], first[:-1])
-    x, y = left, np.arange(len(left))
-    while True:  # a point not left of its neighbours' line is no corner, whatever else is taken away
-        corner = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) < (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
-        if corner.all():
-            return np.interp(np.arange(1, len(left), 2), y, x)
-        keep = np.ones(len(x), dtype=bool)
-        keep[1:-1] = corner
-        x, y = x[keep], y[keep]
-
-
-def _cropped(mask: np.ndarray) -> np.ndarray:
-    """Return the part of a mask that holds all its pixels."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
 def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the centre, (2,), and the covariance, (2, 2), of a mask's pixels, from sums of whole numbers."""
+    """Centre (2,) and covariance (2, 2) of a mask's pixels, from sums of whole numbers."""
     rows, columns = np.nonzero(mask)
     count, total = len(rows), (int(rows.sum()), int(columns.sum()))
     products = (int(rows @ rows), int(rows @ columns), int(columns @ columns))
@@ -292,14 +315,14 @@ def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _line() -> np.ndarray:
-    """Return the coordinates along one side of the normalised grid, (G,)."""
+    """Coordinates along one side of the normalised grid, (G,)."""
     # the triangle's corner lies at 2 * sqrt(2) = 2.83
     return ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * 3
 
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ideal shapes of unit variance on a grid: their points, areas and families.
+    """The ideal shapes of unit variance on a grid: their points, areas and families.
 
     The points are bits, (T, G * G / 64) uint64; the areas (T,) count them; the families are names, (T,).
 

@@ -1,4 +1,4 @@
-"""Prompts: what a picture's metadata says about a structure, in the words of the paper's authors.
+"""Prompts: what an image's metadata says about a structure, in the words of the paper's authors.
 
 Source: Adhikari et al., "Synthetic Boost", ASMUS 2023, section 2.2 (levels P0-P7), and the prompt files of
 their MIT-licensed repository, which this module reproduces to the letter, including the article `a` before
@@ -11,13 +11,14 @@ P5 + shape and it has no P7.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from echovlsm import PHASES, QUALITIES, STRUCTURES, VIEWS
-from echovlsm.prompts.shapes import name_shapes
+from echovlsm.cohort import is_synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,10 @@ LEVELS: tuple[str, ...] = ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7")
 """The prompt levels, from the empty text to all seven attributes."""
 
 VARIANTS: dict[int, str] = {0: "of the heart", 1: "in the cardiac ultrasound"}
-"""Template variant to the words that set it apart; the order of the two in the authors' files."""
+"""Template variant to the words that set it apart; the first two are the authors', in their files' order.
+
+Another wording is one more line here: its prompts are made, and runs may draw or ask for it.
+"""
 
 Missing = Literal["error", "omit"]
 
@@ -38,31 +42,29 @@ _PHASE_WORDS = dict(zip(PHASES, ("diastole", "systole"), strict=True))
 _SEX_WORDS = {"F": "female", "M": "male"}
 _MAX_AGE = 130
 _SHAPE = r"[a-z]+(?:[ -][a-z]+)*"
-_PATTERN = re.compile(
-    rf"(?P<structure>{'|'.join(name.capitalize() for name in STRUCTURES.values())})"
-    rf"(?: of (?P<shape>{_SHAPE}) shape)?"
-    rf"(?: in (?P<view>{'|'.join(_VIEW_WORDS.values())}) view)?"
-    rf" (?P<variant>{'|'.join(VARIANTS.values())})"
-    rf"(?: at end of the (?P<phase>{'|'.join(_PHASE_WORDS.values())}) cycle)?"
-    r"(?: of a(?: (?P<age>[a-z]+(?:[ -][a-z]+)*)-year-old)?(?: (?P<sex>female|male))?)?"
-    rf"(?: with (?P<quality>{'|'.join(QUALITIES)}) image quality)?\."
-)
 
 
 class PromptError(ValueError):
-    """An attribute which a prompt needs is missing or malformed, or a text is not one of the authors'."""
+    """An attribute which a prompt needs is missing or malformed."""
 
 
 def levels_of(synthetic: bool = False) -> tuple[str, ...]:
-    """Return the levels which a cohort has: P0-P7, or P0-P6 where it is synthetic."""
+    """The levels that a cohort has: P0-P7, or P0-P6 where it is synthetic."""
     return LEVELS[:-1] if synthetic else LEVELS
 
 
-def attributes_of(level: str, synthetic: bool = False) -> tuple[str, ...]:
-    """Return the attributes, besides the structure, which a level says, in the templates' order of levels.
+def level_for(level: str, synthetic: bool) -> str:
+    """The level that stands for `level` in a cohort: a synthetic one has P6 where others have P7."""
+    return levels_of(True)[-1] if synthetic and level == LEVELS[-1] else level
 
-    Raises:
-        PromptError: an unknown level, or P7 of a synthetic cohort.
+
+def attributes_of(level: str, synthetic: bool = False) -> tuple[str, ...]:
+    """The attributes, besides the structure, that a level says, in the templates' order of levels.
+
+    Raises
+    ------
+    PromptError
+        An unknown level, or P7 of a synthetic cohort.
     """
     if level not in LEVELS:
         raise PromptError(f"unknown prompt level {level!r}: one of {', '.join(LEVELS)}")
@@ -76,10 +78,12 @@ def attributes_of(level: str, synthetic: bool = False) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def age_in_words(age: int | float) -> str:
-    """Return an age in whole years as num2words spells it: 56 -> `fifty-six`.
+    """An age in whole years as num2words spells it: 56 -> `fifty-six`.
 
-    Raises:
-        PromptError: not a whole number from 0 to 130.
+    Raises
+    ------
+    PromptError
+        Not a whole number from 0 to 130.
     """
     from num2words import num2words
 
@@ -90,11 +94,6 @@ def age_in_words(age: int | float) -> str:
     if years != age or not 0 <= years <= _MAX_AGE:
         raise PromptError(f"age {age!r} is not a whole number of years from 0 to {_MAX_AGE}")
     return num2words(years)
-
-
-@lru_cache(maxsize=1)
-def _age_from_words() -> dict[str, int]:
-    return {age_in_words(years): years for years in range(_MAX_AGE + 1)}
 
 
 def make_prompt(
@@ -111,25 +110,32 @@ def make_prompt(
     missing: Missing = "error",
     synthetic: bool = False,
 ) -> str:
-    """Return one prompt, to the letter as the paper's authors write it: the only place of the templates.
+    """One prompt, to the letter as the paper's authors write it: the only place of the templates.
 
-    Args:
-        structure: one of the names in `echovlsm.STRUCTURES`.
-        level: P0-P7.
-        variant: a key of `VARIANTS`; P0 is the empty text in both.
-        view: `2CH` or `4CH`.
-        phase: `ED` or `ES`.
-        sex: `F` or `M`.
-        age: whole years.
-        quality: `good`, `medium` or `poor`.
-        shape: the shape's name in lower-case letters. The authors print the answer of their VQA model as it
-            comes, so that besides the five names `triangular` and `rectangular` occur.
-        missing: `error` raises where an attribute that the level needs is None or NA, `omit` drops its
-            clause.
-        synthetic: the prompt is for a synthetic cohort: P6 is P5 + shape, P7 does not exist.
+    Parameters
+    ----------
+    structure
+        One of the names in `echovlsm.STRUCTURES`.
+    level
+        P0-P7.
+    variant
+        A key of `VARIANTS`; P0 is the empty text in all.
+    view, phase, sex, quality
+        As in the frames table: `2CH` or `4CH`; `ED` or `ES`; `F` or `M`; `good`, `medium` or `poor`.
+    age
+        Whole years.
+    shape
+        Name in lower-case letters. The authors print the answer of their VQA model as it comes, so that
+        besides the five names `triangular` and `rectangular` occur.
+    missing
+        `error` raises where an attribute that the level needs is None or NA, `omit` drops its clause.
+    synthetic
+        Whether the prompt is for a synthetic cohort: P6 is P5 + shape, P7 does not exist.
 
-    Raises:
-        PromptError: an unknown structure, level or variant; an attribute missing or malformed.
+    Raises
+    ------
+    PromptError
+        An unknown structure, level or variant; an attribute missing or malformed.
     """
     _check_missing(missing)
     values = {"view": view, "phase": phase, "sex": sex, "age": age, "quality": quality, "shape": shape}
@@ -176,34 +182,41 @@ def make_prompts(
     synthetic: bool | None = None,
     levels: Sequence[str] = LEVELS,
 ) -> pd.DataFrame:
-    """Return every prompt of every structure in every picture of one cohort.
+    """Every prompt of every structure in every image of one cohort.
 
-    Args:
-        frames: the frames table, one row a picture: `patient, view, phase`, and as the levels need them
-            `sex`, `age` and `quality`. A column that is absent counts as missing everywhere.
-        shapes: the shape's name of each structure, for the levels that say it: a table with the columns
-            `patient, view, phase, structure, shape` (that of `shapes.name_shapes`) or a mapping from
-            (patient, view, phase, structure).
-        missing: `error` raises at the first attribute that a level needs and a picture lacks; `omit` drops
-            the clause.
-        synthetic: whether the cohort is synthetic; None asks `frames.attrs["meta"]["kind"]` (no kind: not
-            synthetic).
-        levels: which levels to make; only the attributes that these say are asked for. P7 does not exist for
-            a synthetic cohort and has no rows there.
+    Parameters
+    ----------
+    frames
+        Frames table: `patient, view, phase`, and as the levels need them `sex`, `age` and `quality`. A column
+        that is absent counts as missing everywhere.
+    shapes
+        The shape's name of each structure, for the levels that say it: a table with the columns
+        `patient, view, phase, structure, shape` (that of `name_shapes`) or a mapping from
+        (patient, view, phase, structure).
+    missing
+        `error` raises at the first attribute that a level needs and an image lacks; `omit` drops the clause.
+    synthetic
+        Whether the cohort is synthetic; None asks `cohort.is_synthetic`.
+    levels
+        Which levels to make; only what these say is asked for. P7 has no rows in a synthetic cohort.
 
-    Returns:
-        DataFrame: `patient, view, phase, structure, level, variant, text`, one row a picture, structure,
-        level and variant, in this order; `variant` is a key of `VARIANTS`. `attrs` are those of `frames`.
+    Returns
+    -------
+    DataFrame
+        `patient, view, phase, structure, level, variant, text`, one row an image, structure, level and
+        variant (a key of `VARIANTS`), in this order. `attrs` are those of `frames`.
 
-    Raises:
-        PromptError: an attribute missing or malformed (named with its picture and the remedy), an unknown
-            level, or two rows of one picture.
+    Raises
+    ------
+    PromptError
+        An attribute missing or malformed (named with its image and the remedy), an unknown level, or two
+        rows of one image.
     """
     import pandas as pd
 
     _check_missing(missing)
     if synthetic is None:
-        synthetic = (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
+        synthetic = is_synthetic(frames)
     wanted = _wanted_levels(levels, synthetic)
     needed = {name for level in wanted for name in attributes_of(level, synthetic)}
     absent = [name for name in ("patient", "view", "phase") if name not in frames.columns]
@@ -221,72 +234,23 @@ def make_prompts(
     shape_of = _shape_lookup(shapes) if "shape" in needed else {}
     if missing == "error":
         _check_attributes(frames, needed, shape_of, wanted, synthetic)
-    names = list(STRUCTURES.values())
-    columns = [
-        frames[c] if c in frames.columns else [None] * len(frames) for c in (*keys, "sex", "age", "quality")
-    ]
+    names = ("view", "phase", "sex", "age", "quality")
+    columns = [frames[name] if name in frames.columns else [None] * len(frames) for name in names]
     rows: list[tuple[Any, ...]] = []
-    for patient, view, phase, sex, age, quality in zip(*columns, strict=True):
-        for structure in names:
-            shape = shape_of.get((patient, view, phase, structure))
-            for level in wanted:
-                for variant in VARIANTS:
-                    try:
-                        text = make_prompt(
-                            structure,
-                            level,
-                            variant,
-                            view=view,
-                            phase=phase,
-                            sex=sex,
-                            age=age,
-                            quality=quality,
-                            shape=shape,
-                            missing=missing,
-                            synthetic=synthetic,
-                        )
-                    except PromptError as error:
-                        raise PromptError(f"{patient} {view} {phase}: {error}") from error
-                    rows.append((patient, view, phase, structure, level, variant, text))
+    for patient, *values in zip(frames["patient"], *columns, strict=True):
+        known = dict(zip(names, values, strict=True))
+        place = (patient, known["view"], known["phase"])
+        for structure, level, variant in itertools.product(STRUCTURES.values(), wanted, VARIANTS):
+            known["shape"] = shape_of.get((*place, structure))
+            try:
+                text = make_prompt(structure, level, variant, **known, missing=missing, synthetic=synthetic)
+            except PromptError as error:
+                raise PromptError(f"{' '.join(map(str, place))}: {error}") from error
+            rows.append((*place, structure, level, variant, text))
     table = pd.DataFrame(rows, columns=[*keys, "structure", "level", "variant", "text"])
     table["variant"] = table["variant"].astype("int64")
     table.attrs = dict(frames.attrs)
     return table
-
-
-def parse_prompt(text: str) -> dict[str, Any]:
-    """Return what a prompt says, from any text that `make_prompt` can write (also with clauses omitted).
-
-    Returns:
-        dict: `structure, level, variant, view, phase, sex, age, quality, shape, synthetic`; None where the
-        text does not say it. `level` is None where clauses were omitted so that no level has exactly these.
-        `synthetic` is True where only a synthetic cohort has the text (P6 with shape, without quality).
-
-    Raises:
-        PromptError: the text is not of the templates.
-    """
-    names = ("structure", "level", "variant", *_CLAUSES)
-    if text == "":
-        return dict.fromkeys(names) | {"level": "P0", "synthetic": False}
-    match = _PATTERN.fullmatch(text)
-    if match is None:
-        raise PromptError(f"not a prompt of the authors' templates: {text!r}; make_prompt writes those")
-    found: dict[str, Any] = dict.fromkeys(names) | match.groupdict()
-    if found["age"] is not None and found["age"] not in _age_from_words():
-        raise PromptError(f"{found['age']!r} is not an age in words, in the prompt {text!r}")
-    if " of a" in text and found["age"] is None and found["sex"] is None:
-        raise PromptError(f"not a prompt of the authors' templates: {text!r}")
-    found["structure"] = found["structure"].lower()
-    found["variant"] = {words: number for number, words in VARIANTS.items()}[found["variant"]]
-    found["view"] = {words: name for name, words in _VIEW_WORDS.items()}.get(found["view"])
-    found["phase"] = {words: name for name, words in _PHASE_WORDS.items()}.get(found["phase"])
-    found["sex"] = {words: name for name, words in _SEX_WORDS.items()}.get(found["sex"])
-    found["age"] = _age_from_words().get(found["age"])
-    said = {name for name in _CLAUSES if found[name] is not None}
-    found["synthetic"] = said == set(_NEEDS_SYNTHETIC["P6"])
-    needs = _NEEDS_SYNTHETIC if found["synthetic"] else _NEEDS
-    found["level"] = next((level for level in LEVELS[1:] if set(needs[level]) == said), None)
-    return found
 
 
 def _check_missing(missing: str) -> None:
@@ -360,7 +324,7 @@ def _check_attributes(
     wanted: Sequence[str],
     synthetic: bool,
 ) -> None:
-    """Raise for the first attribute missing, naming the first picture without it and how many there are."""
+    """Raise for the first attribute missing, naming the first image without it and how many there are."""
     for name in [clause for clause in _CLAUSES if clause in needed]:
         if name == "shape":
             keys = zip(frames["patient"], frames["view"], frames["phase"], strict=True)
@@ -382,11 +346,3 @@ def _check_attributes(
                 + (f" and {len(lacking) - 1} more {what}" if len(lacking) > 1 else "")
                 + f": {cure}, choose levels without it, or drop the clause with missing='omit'"
             )
-
-
-def prompts_for(frames: pd.DataFrame, level: str, missing: str = "error") -> pd.DataFrame:
-    """Prompts table of one level for a cohort's frames; shapes are read off the masks where it names them."""
-
-    synthetic = frames.attrs.get("meta", {}).get("kind") == "synthetic"
-    shapes = name_shapes(frames, missing=missing) if "shape" in attributes_of(level, synthetic) else None
-    return make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))

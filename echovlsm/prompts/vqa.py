@@ -1,6 +1,6 @@
 """The shape of a structure as a visual question answering model names it (paper, section 2.2).
 
-The model sees the picture with a green box round the structure; `echovlsm.prompts.shapes` has the other way.
+The model sees the image with a green box round the structure; `echovlsm.prompts.shapes` has the other way.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from echovlsm.cohort import masks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,14 +43,19 @@ class ShapeError(ValueError):
 
 
 def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
-    """Return the picture in RGB with a green box just outside the mask.
+    """The image in RGB with a green box just outside the mask.
 
-    Args:
-        image: uint8 (H, W).
-        mask: (H, W), bool or 0 and 1.
+    Parameters
+    ----------
+    image
+        Uint8 (H, W).
+    mask
+        (H, W), bool or 0 and 1.
 
-    Raises:
-        ShapeError: an empty mask, or one of another size than the picture.
+    Raises
+    ------
+    ShapeError
+        An empty mask, or one of another size than the image.
     """
     from PIL import Image as PILImage
     from PIL import ImageDraw
@@ -58,11 +65,11 @@ def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
         raise ShapeError(f"picture {image.shape} and mask {mask.shape} differ in size")
     picture = PILImage.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
     width = max(1, round(min(image.shape) / 200))
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    rows, columns = masks.box(mask)
     # Pillow draws the line inwards from the corners given
-    left, top = max(0, int(columns[0]) - width), max(0, int(rows[0]) - width)
-    right = min(image.shape[1] - 1, int(columns[-1]) + width)
-    bottom = min(image.shape[0] - 1, int(rows[-1]) + width)
+    left, top = max(0, columns.start - width), max(0, rows.start - width)
+    right = min(image.shape[1], columns.stop + width) - 1
+    bottom = min(image.shape[0], rows.stop + width) - 1
     ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(0, 255, 0), width=width)
     return picture
 
@@ -70,17 +77,21 @@ def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
 def ask_shape(ask: Ask, image: np.ndarray, mask: np.ndarray, structure: str) -> Shape:
     """Ask a model for the shape of one structure, with the paper's question, and read its answer.
 
-    Raises:
-        ShapeError: an empty mask, or an answer that `read_answer` cannot read.
+    Raises
+    ------
+    ShapeError
+        An empty mask, or an answer that `read_answer` cannot read.
     """
     return read_answer(ask(box_picture(image, mask), QUESTION.format(structure=structure)))
 
 
 def read_answer(answer: str) -> Shape:
-    """Return which of the five names an answer says (`triangular` is `triangle`, `round` is `circle`).
+    """Which of the five names an answer says (`triangular` is `triangle`, `round` is `circle`).
 
-    Raises:
-        ShapeError: the answer names none, or more than one.
+    Raises
+    ------
+    ShapeError
+        The answer names none, or more than one.
     """
     named = {_ANSWERS[word] for word in re.findall(r"[a-z]+", answer.lower()) if word in _ANSWERS}
     if len(named) != 1:
@@ -90,18 +101,21 @@ def read_answer(answer: str) -> Shape:
 
 
 def load_vqa(model: str | os.PathLike[str]) -> Ask:
-    """Load a visual question answering model: a function of (picture, question) that returns the answer.
+    """Load a visual question answering model: a function of (image, question) that returns the answer.
 
-    Transformers 5 has no `visual-question-answering` pipeline any more. Models made for the task (ViLT, BLIP)
-    run through `AutoModelForVisualQuestionAnswering`, vision-language models that generate text through the
-    pipeline `image-text-to-text`.
+    Models made for the task (ViLT, BLIP) run through `AutoModelForVisualQuestionAnswering`, vision-language
+    models that generate text through the pipeline `image-text-to-text`.
 
-    Args:
-        model: hub id or folder, with the processor's files.
+    Parameters
+    ----------
+    model
+        Hub id or folder, with the processor's files.
 
-    Raises:
-        ShapeError: Transformers cannot load it or its processor; the reason is in the message. Some
-            processors need torchvision, which this project does not install.
+    Raises
+    ------
+    ShapeError
+        Transformers cannot load it or its processor; the reason is in the message. Some processors need
+        torchvision, which this project does not install.
     """
     from transformers import AutoConfig
 
@@ -161,8 +175,10 @@ def _load_vqa_pipeline(model: str | os.PathLike[str]) -> Ask:
 def checked_mask(mask: np.ndarray) -> np.ndarray:
     """A mask as bool (H, W).
 
-    Raises:
-        ShapeError: it is empty, not two-dimensional, or has other values than 0 and 1.
+    Raises
+    ------
+    ShapeError
+        It is empty, not two-dimensional, or has other values than 0 and 1.
     """
     array = np.asarray(mask)
     if array.ndim != 2:

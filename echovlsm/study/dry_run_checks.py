@@ -18,12 +18,13 @@ from echovlsm.cohort import (
     CohortError,
     CohortWarning,
     check,
+    is_synthetic,
     load_image,
     load_labels,
     read_cohort,
 )
 from echovlsm.models import ModelError
-from echovlsm.prompts import attributes_of, prompts_for
+from echovlsm.prompts import attributes_of, level_for, prompts_for
 from echovlsm.study import run_costs
 from echovlsm.study.run_costs import count_parameters
 from echovlsm.training import strategies
@@ -188,8 +189,8 @@ def _metadata(values: Mapping[str, Any], pictures: pd.DataFrame) -> list[Check]:
     absent = {name: int(pictures[name].isna().sum()) for name in names}
     told = ", ".join(f"{count} without {name}" for name, count in absent.items() if count)
     value = f"{told} of {len(pictures)} pictures" if told else "sex, age and quality of all"
-    level, synthetic = values["prompt"], strategies.has_no_quality(pictures)
-    said = attributes_of(min(level, "P6") if synthetic else level, synthetic)
+    level, synthetic = values["prompt"], is_synthetic(pictures)
+    said = attributes_of(level_for(level, synthetic), synthetic)
     wanting = [name for name in said if absent.get(name)]
     ok = not wanting or values["missing"] == "omit"
     remedy = ""

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from echovlsm.base import RunFolder, files, paths
+from echovlsm.prompts import level_for
 from echovlsm.study.parameters import CHOICES
 
 AXES: dict[str, str] = {
@@ -59,7 +60,7 @@ class Cell:
         """The cell from which this one starts; synthetic cohorts have P6 where others have P7."""
         if self.strategy != "synth-PT:real-FT":
             return None
-        level = "P6" if self.prompt == "P7" else self.prompt
+        level = level_for(self.prompt, synthetic=True)
         return Cell(self.model, level, "synthetic", self.encoders, self.seed)
 
     @property
@@ -133,9 +134,8 @@ def read_grid(file: str | Path, axes: Mapping[str, Any] | None = None) -> Grid:
         for model, prompt, strategy, encoders, seed in itertools.product(*lists):
             if strategy == "zeroshot" and seed != lists[-1][0]:
                 continue  # nothing is drawn, so that a second seed would be the same
-            if strategy == "synthetic" and prompt == "P7":
-                prompt = "P6"  # the highest level of a synthetic cohort
-            cell = Cell(model, prompt, strategy, encoders, seed)
+            level = level_for(prompt, synthetic=strategy == "synthetic")
+            cell = Cell(model, level, strategy, encoders, seed)
             before = cell.pretraining
             if before is not None:
                 cells.setdefault(before)

@@ -17,17 +17,18 @@ from typing import Any
 
 from echovlsm import SPLITS
 from echovlsm.base import files, paths
+from echovlsm.prompts import LEVELS, templates
 
 SCALES: tuple[str, ...] = ("smoke", "demo", "full")
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
     "model": ("clipseg", "cris", "unet"),
-    "prompt": tuple(f"P{level}" for level in range(8)),
+    "prompt": LEVELS,
     "encoders": ("frozen", "unfrozen", "lora"),
     "strategy": ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint"),
     "cohort_split": ("official", "paper"),
     "evaluate_on": SPLITS,
-    "variant": ("random", "0", "1"),
+    "variant": ("random", *map(str, templates.VARIANTS)),
     "mixed_precision": ("no", "fp16", "bf16"),
     "missing": ("error", "omit"),
     "keep": ("last", "best"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels, sectors
+from echovlsm.cohort import load_image, load_labels, masks, resize_image, resize_labels, sectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,6 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
     LabelMapError, which names `where`, for an array of another form or a picture without a sector.
     """
     from scipy import ndimage
-    from skimage.measure import label
 
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2 or not image.size:
         form = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
@@ -55,9 +54,7 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
     reach = max(1, round(0.015 * min(image.shape)))  # half the window, so the most the hull can be wrong by
     # mean of each window, nothing beyond the picture's edge: lines of text and noise stay below one half
     dense = ndimage.uniform_filter(bright.astype(np.float32), 2 * reach + 1, mode="nearest") > 0.5
-    parts = label(dense, connectivity=2)
-    areas = np.bincount(parts.ravel())
-    areas[0] = 0
+    parts, areas = masks.parts(dense)
     if areas.max() < 0.05 * image.size:
         raise sectors.LabelMapError(
             f"{where or 'picture'}: no ultrasound sector, the largest bright region covers "
@@ -66,28 +63,7 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
     kept = (areas >= areas.max() / 10)[parts]
     # the window rounds corners off, above all the apex
     kept = bright & ndimage.binary_dilation(kept, np.ones((3, 3), bool), iterations=reach)
-    return _hull(kept)
-
-
-def _hull(mask: np.ndarray) -> np.ndarray:
-    """Convex hull of a mask's pixel centres."""
-    from scipy.spatial import ConvexHull
-
-    rows = np.flatnonzero(mask.any(axis=1))
-    first = mask[rows].argmax(axis=1)
-    last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
-    ends = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
-    hull = ConvexHull(ends)
-    inside = np.zeros(mask.shape, bool)
-    across, columns = np.arange(rows[0], rows[-1] + 1.0), np.arange(mask.shape[1])
-    left, right = np.full(len(across), -np.inf), np.full(len(across), np.inf)
-    # Edges are lines down * row + along * column + offset = 0, negative inside; each bounds one side.
-    for down, along, offset in hull.equations:
-        if abs(along) > 1e-12:
-            bound = -(down * across + offset) / along
-            left, right = (left, np.minimum(right, bound)) if along > 0 else (np.maximum(left, bound), right)
-    inside[rows[0] : rows[-1] + 1] = (columns >= left[:, None] - 1e-6) & (columns <= right[:, None] + 1e-6)
-    return inside
+    return masks.hull(kept)
 
 
 # --- perturbation ------------------------------------------------------------
@@ -171,14 +147,13 @@ def perturb(
 
 def _components(sector_map: np.ndarray) -> dict[int, int]:
     """Number of components of each structure that the map holds."""
-    from skimage.measure import label
-
     found = {}
     for value in sectors.SECTOR_OF_LABEL[1:]:
         region = sector_map == value
         if region.any():
-            sizes = np.bincount(label(region, connectivity=2).ravel())[1:]
-            found[value] = max(1, int((sizes >= SPECK).sum()))  # a structure may be a speck from the start
+            found[value] = max(
+                1, int((masks.parts(region)[1] >= SPECK).sum())
+            )  # a structure may be a speck from the start
     return found
 
 

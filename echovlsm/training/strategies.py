@@ -21,9 +21,9 @@ import pandas as pd
 
 from echovlsm import models
 from echovlsm.base import paths
-from echovlsm.cohort import cohort_hash, read_cohort
+from echovlsm.cohort import cohort_hash, is_synthetic, read_cohort
 from echovlsm.models import ReferenceUNet
-from echovlsm.prompts import prompts_for
+from echovlsm.prompts import level_for, prompts_for
 from echovlsm.training.triplets import Triplets, hold_out, make_triplets
 
 if TYPE_CHECKING:
@@ -114,14 +114,9 @@ def needs_synthetic(strategy: str) -> bool:
     return strategy in ("synthetic", "synth-PT:real-FT", "joint")
 
 
-def has_no_quality(frames: pd.DataFrame) -> bool:
-    """Whether a cohort is synthetic: its pictures have no quality, so that its highest level is P6."""
-    return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
-
-
 def synthetic_level(level: str, sources: Sequence[pd.DataFrame]) -> str:
     """The level at which a model is pretrained that will be finetuned at `level` (paper, section 2.2)."""
-    return "P6" if level == "P7" and all(map(has_no_quality, sources)) else level
+    return level_for(level, all(map(is_synthetic, sources)))
 
 
 def data_hashes(strategy: str, target: pd.DataFrame, sources: Sequence[pd.DataFrame]) -> dict[str, str]:
@@ -210,7 +205,7 @@ def combine(
 
     tables, prompts = [], []
     for number, (frames, word) in enumerate(parts):
-        own = "P6" if level == "P7" and has_no_quality(frames) else level
+        own = level_for(level, is_synthetic(frames))
         written = prompts_for(frames, own, missing).assign(level=level)
         if word is not None:
             written["text"] = (written["text"] + f" {SOURCE_WORDS[word]}").str.strip()

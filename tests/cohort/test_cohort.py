@@ -483,7 +483,9 @@ def test_kill_in_mid_write(tmp_path: Path, existing: bool) -> None:
         process.communicate()
     (partial,) = (p for p in tmp_path.iterdir() if p != root)
     assert len(list(partial.rglob("*.nii.gz"))) == 18
-    for path in (partial, partial / "database_nifti"):
+    with pytest.raises(CohortError):
+        read_cohort(partial)
+    for path in (partial / "new", partial / "new" / "database_nifti"):
         with pytest.raises(CohortError, match="not a whole cohort"):
             read_cohort(path)
     if existing:
@@ -497,10 +499,43 @@ def test_kill_in_mid_write(tmp_path: Path, existing: bool) -> None:
 
 def test_kill_between_the_two_renames(cohort: Path) -> None:
     """The old cohort stood aside when the process died: the next write brings it back first."""
-    cohort.rename(cohort.with_name(".little.replaced-0123abcd"))
+    work = cohort.with_name(".little.partial")
+    work.mkdir()
+    cohort.rename(work / "old")
     with pytest.raises(CohortError, match="exists already"):
         write_cohort(cohort, frames(1), META)
     assert len(read_cohort(cohort, strict=True)) == 12
+    assert [path.name for path in cohort.parent.iterdir()] == ["little"]
+
+
+def test_what_stands_in_the_way_at_the_end_loses_nothing(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old cohort stands aside and the new one cannot take its place: the old one comes back."""
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("not now")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="not now"):
+        write_cohort(cohort, frames(1), META, overwrite=True)
+    assert len(read_cohort(cohort, strict=True)) == 12
+    assert [path.name for path in cohort.parent.iterdir()] == ["little"]
+
+
+def test_a_cohort_is_written_by_one_call_at_a_time(tmp_path: Path) -> None:
+    """Also within one process: a second call while frames still come in."""
+
+    def twice() -> Iterator[dict[str, Any]]:
+        yield frame()
+        with pytest.raises(CohortError, match="another process is writing it"):
+            write_cohort(tmp_path / "c", frames(), META)
+
+    write_cohort(tmp_path / "c", twice(), META)
+    assert len(read_cohort(tmp_path / "c", strict=True)) == 1
 
 
 # --- checking --------------------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ from echovlsm.evaluation.words import (
 from echovlsm.models.common import ModelError
 from echovlsm.models.reference import ReferenceUNet
 from echovlsm.prompts.shapes import name_shapes
-from echovlsm.prompts.templates import PromptError, make_prompts, parse_prompt
+from echovlsm.prompts.templates import PromptError, make_prompts
 from echovlsm.prompts.vqa import SHAPES
 from echovlsm.training.loop import predict
 from echovlsm.training.triplets import make_triplets
 from tests.conftest import WEIGHTS
+from tests.prompts.parsing import parse_prompt
 
 SAID = ("structure", "view", "phase", "sex", "age", "quality", "shape")
 MASK = ["patient", "view", "phase", "structure"]

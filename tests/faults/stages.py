@@ -172,8 +172,8 @@ def write_phantoms(place: Path, inputs: Path) -> None:
 def _phantom_state(place: Path) -> str:
     if (place / "phantom").exists():
         return "whole cohort"
-    count = sum(1 for _ in place.glob(".phantom.partial-*/**/*.nii.gz"))
-    return f"{count} of 64 files" if any(place.glob(".phantom.partial-*")) else "nothing"
+    count = sum(1 for _ in place.glob(".phantom.partial/**/*.nii.gz"))
+    return f"{count} of 64 files" if (place / ".phantom.partial").exists() else "nothing"
 
 
 def sample(place: Path, inputs: Path) -> None:
@@ -190,7 +190,7 @@ def _sampling_state(place: Path) -> str:
     if (place / "synthetic").exists():
         return "whole cohort"
     work = place / ".synthetic.sampling"
-    if any(place.glob(".synthetic.partial-*")):
+    if (place / ".synthetic.partial").exists():
         return "all batches, cohort begun"
     return f"{len(list(work.glob('batch-*.npz')))} of 6 batches" if work.exists() else "nothing"
 

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from echovlsm import STRUCTURES
+from echovlsm.evaluation.words import false_prompts
 from echovlsm.prompts.templates import (
     LEVELS,
     VARIANTS,
@@ -17,8 +19,10 @@ from echovlsm.prompts.templates import (
     attributes_of,
     make_prompt,
     make_prompts,
-    parse_prompt,
 )
+from echovlsm.study import parameters
+from echovlsm.training.triplets import Triplets
+from tests.prompts.parsing import parse_prompt
 
 FULL = {"view": "4CH", "phase": "ES", "sex": "M", "age": 18, "quality": "poor", "shape": "oval"}
 
@@ -135,6 +139,20 @@ def test_parsing_finds_every_attribute_that_a_level_says(synthetic):
             assert (said["structure"], said["variant"], said["level"]) == ("myocardium", variant, level)
 
 
+def test_another_variant_is_one_more_line(phantom_frames, monkeypatch):
+    """Whoever adds a wording to the templates has it in prompts, false words, trainings and parameters."""
+    monkeypatch.setitem(VARIANTS, 2, "in the echocardiogram")
+    prompts = make_prompts(phantom_frames, levels=["P1"])
+    assert sorted(prompts["variant"].unique()) == [0, 1, 2]
+    third = prompts.loc[prompts["variant"] == 2, "text"]
+    assert third.iloc[1] == "Myocardium in the echocardiogram."
+    assert false_prompts(phantom_frames, "P1", variant="2")["text"].isin(set(third)).all()
+    assert runpy.run_path(parameters.__file__)["CHOICES"]["variant"] == ("random", "0", "1", "2")
+    triplets = Triplets(phantom_frames, prompts, lambda texts: (None, None), 16)
+    drawn = {triplets.texts_of(index)[1] for index in range(len(phantom_frames))}
+    assert drawn == {f"Myocardium {words}." for words in VARIANTS.values()}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -144,10 +162,11 @@ def test_parsing_finds_every_attribute_that_a_level_says(synthetic):
         "Myocardium of the heart of a fifty-sixty-year-old male.",
         "Myocardium of the heart of an eighteen-year-old male.",
         "Myocardium of the heart.\n",
+        "A cat.",
     ],
 )
 def test_a_text_off_the_templates_is_refused(text):
-    with pytest.raises(PromptError):
+    with pytest.raises(ValueError, match="prompt"):
         parse_prompt(text)
 
 

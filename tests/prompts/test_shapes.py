@@ -11,7 +11,14 @@ from skimage.draw import polygon2mask
 from skimage.morphology import convex_hull_image
 
 from echovlsm import STRUCTURES
-from echovlsm.prompts.shapes import _hull, describe_shape, name_shape, name_shapes
+from echovlsm.prompts.shapes import (
+    describe_shape,
+    hull_of,
+    ideal_fits,
+    name_shape,
+    name_shapes,
+    normalised,
+)
 from echovlsm.prompts.vqa import SHAPES, ShapeError, ask_shape, box_picture, load_vqa, read_answer
 
 
@@ -99,28 +106,6 @@ def plain_fits(mask, spacing=None):
     }, np.sqrt(lengths[1] / lengths[0])
 
 
-def blobs(count):
-    """Masks of every raggedness: thresholded noise, which has islands, holes and thin parts."""
-    rng = np.random.default_rng(5)
-    for _ in range(count):
-        noise = gaussian_filter(rng.normal(size=rng.integers(4, 120, 2)), rng.uniform(0, 6))
-        mask = noise > np.quantile(noise, rng.uniform(0.3, 0.95))
-        if mask.any():
-            yield mask
-
-
-def test_the_hull_is_that_of_scikit_image():
-    compared = 0
-    for mask in blobs(150):
-        parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-        mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-        mask = mask[ndimage.find_objects(mask.astype(int))[0]]
-        if min(mask.shape) > 2:
-            np.testing.assert_array_equal(_hull(mask), convex_hull_image(mask, include_borders=True))
-            compared += 1
-    assert compared > 100
-
-
 def test_fits_are_those_of_the_plain_way(phantom_frames):
     from echovlsm.cohort.images import load_labels
 
@@ -131,6 +116,20 @@ def test_fits_are_those_of_the_plain_way(phantom_frames):
         assert found == pytest.approx(fits, abs=1e-6)
         assert found_ratio == pytest.approx(ratio)
         assert family == max(fits, key=fits.__getitem__)
+
+
+def test_the_steps_lead_from_a_mask_to_its_ideal_shape():
+    """Turned and stretched, an ellipse becomes a disc of radius 2 on the grid from -3 to 3."""
+    mask = draw(corners("oval", 14, 2.5), 30)
+    normal, ratio = normalised(hull_of(mask))
+    assert normal.shape == (96, 96)
+    assert ratio == pytest.approx(2.5, rel=0.03)
+    fit, disc = ideal_fits(normal)["ellipse"]
+    at = np.argwhere(disc) / 16 - 3 + 1 / 32
+    assert np.hypot(*at.T).max() == pytest.approx(2, abs=0.05)
+    assert fit == np.count_nonzero(disc & normal) / np.count_nonzero(disc | normal) > 0.95
+    for family, (other, ideal) in ideal_fits(normal).items():
+        assert other == np.count_nonzero(ideal & normal) / np.count_nonzero(ideal | normal), family
 
 
 def test_small_islands_are_ignored_and_arches_are_named_by_their_outside():
@@ -211,8 +210,8 @@ def cohort(monkeypatch):
     labels[np.roll(draw(corners("triangle", 14), 0), (50, 0), (0, 1))] = 3
     without = np.where(labels == 3, 0, labels).astype(np.uint8)
     maps = {"a": labels, "b": without}
-    monkeypatch.setattr("echovlsm.cohort.images.load_labels", lambda row: maps[row["patient"]])
-    monkeypatch.setattr("echovlsm.cohort.images.load_image", lambda row: np.full((160, 160), 60, np.uint8))
+    monkeypatch.setattr("echovlsm.prompts.shapes.load_labels", lambda row: maps[row["patient"]])
+    monkeypatch.setattr("echovlsm.prompts.shapes.load_image", lambda row: np.full((160, 160), 60, np.uint8))
     return pd.DataFrame(
         {"patient": ["a", "b"], "view": "2CH", "phase": "ED", "spacing_y": None, "spacing_x": None}
     )
