@@ -84,6 +84,12 @@ def source_table(source: Mapping[str, Any], origin: str) -> pd.DataFrame:
     return pd.DataFrame({"": told})
 
 
+def without_quality(results: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The tables without comparisons by image quality, as they are on record."""
+    every = results["comparisons"]
+    return {**results, "comparisons": every[every["factor"] != "quality"]}
+
+
 def side_by_side(cells: pd.DataFrame) -> pd.DataFrame:
     """The paper's Table 2 in its own shape: above in each cell the paper's mean, below ours, in HTML."""
     signs = {"yes": "=", "no": "≠", "not released": "–", "N/A in the paper": ""}

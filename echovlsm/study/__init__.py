@@ -17,7 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "execution",
         "freshness",
         "grid",
-        "grid_answers",
         "grid_figures",
         "parameters",
         "plan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from echovlsm.base import figures
+from echovlsm.cohort import load_image, load_labels
+from echovlsm.evaluation import to_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL_NAMES: dict[str, str] = {"clipseg": "CLIPSeg", "cris": "CRIS", "unet": "U-Net"}
 _MODEL_MARKS: dict[str, str] = {"clipseg": "o", "cris": "s", "unet": "^"}
@@ -156,30 +162,25 @@ def plot_word_effects(effects: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_union(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str) -> Figure:
+def plot_union(frames: pd.DataFrame, logits: Tensor, places: Sequence[int], title: str) -> Figure:
     """Images with reference outlines and, in white, the mask that the empty prompt gives.
 
-    `rows` are as in `plot_failures`; of the answers, which are alike, the first is drawn.
+    Parameters
+    ----------
+    frames, logits
+        Images with masks, and the answers float (N, S, h, w) about them; the S answers are alike.
+    places
+        Which images, by their place in `frames`.
+    title
+        Heading of the figure.
     """
-    figure, axes = plt.subplots(1, len(rows), figsize=(2.9 * len(rows), 3.3), squeeze=False)
-    for axis, (caption, image, labels, answers) in zip(axes[0], rows, strict=True):
-        figures.show_picture(axis, image, caption)
+    figure, axes = plt.subplots(1, len(places), figsize=(2.9 * len(places), 3.3), squeeze=False)
+    for axis, place in zip(axes[0], places, strict=True):
+        labels = load_labels(frames.iloc[place])
+        figures.show_picture(axis, load_image(frames.iloc[place]))
         figures.outline_labels(axis, labels)
-        figures.outline(axis, answers[0], "#FFFFFF", dashed=True)
+        figures.outline(axis, to_mask(logits[place, 0], labels.shape).numpy(), "#FFFFFF", dashed=True)
     figures.structure_legend(figure)
-    figures.heading(figure, title)
-    return figure
-
-
-def plot_failures(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str) -> Figure:
-    """A gallery of (caption, picture, labels, answers bool (3, H, W)): reference solid, prediction dashed."""
-    figure, axes = plt.subplots(1, len(rows), figsize=(2.9 * len(rows), 3.5), squeeze=False)
-    for axis, (caption, picture, labels, answers) in zip(axes[0], rows, strict=True):
-        figures.show_picture(axis, picture, caption)
-        figures.outline_labels(axis, labels)
-        for answer, colour in zip(answers, figures.STRUCTURE_COLOURS.values(), strict=True):
-            figures.outline(axis, answer, colour, dashed=True)
-    figures.structure_legend(figure, {"reference": "-", "prediction": "--"})
     figures.heading(figure, title)
     return figure
 
