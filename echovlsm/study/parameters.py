@@ -2,7 +2,7 @@
 
 Papermill only warns of a name that it does not know and says nothing of a wrong type. Here both are errors:
 in a batch run before the kernel starts (`echovlsm execute`), and in any other run in the notebook's
-second code cell (`check_parameters`).
+second code cell (`page.begin`, by `check_parameters`).
 """
 
 from __future__ import annotations
