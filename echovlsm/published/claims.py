@@ -1,8 +1,8 @@
 """The claims ledger: what the paper says, the number it gives, the number recomputed, and a verdict by rule.
 
 The claims stand in `data/published/claims.csv`. Which checks the released material allows for each is chosen
-by hand (`evidence.EVIDENCE`); whether they pass is computed, and the verdict follows (`RULE`). `ledger` takes
-the tables of `statistics.compute`, fresh or recorded.
+by hand (`evidence.EVIDENCE`); whether they pass is computed, and the verdict follows by the rule that
+notebook 07 states. `ledger` takes the tables of `statistics.compute`, fresh or recorded.
 """
 
 from __future__ import annotations
@@ -18,24 +18,9 @@ from echovlsm.study import answers
 
 VERDICTS: tuple[str, ...] = ("holds", "holds weakly", "does not hold", "cannot be checked", "not a finding")
 
-RULE = """\
-- **not a finding**: a proposal, or the authors' own caution. It reports no result that could hold or not.
-- **cannot be checked**: nothing that was released bears on the claim, what it compares did not take place, or
-  it names no margin. No check can be made, and the reason says why.
-- **does not hold**: an essential check fails. Essential is what the claim says in itself: its direction, and
-  its significance where it names that.
-- **holds**: every check passes.
-- **holds weakly**: the essential checks pass and another one fails; the reason says which. A claim that needs
-  numbers of which only the paper's table exists, and no scores, fails one such check.
-
-Where the difference of two cells is set beside the spread between trainings, the limit is twice the root mean
-square of what two CLIPSeg trainings whose encoders were not trained differ by, in the same strategies. Their
-other settings may differ too. Means over cells are not set beside it."""
-"""How a verdict follows from checks, in words for the page."""
-
 
 def verdict(checks: tuple[Check, ...]) -> tuple[str, str]:
-    """Verdict and reason by `RULE`: one of `VERDICTS`, and what fails (empty where nothing does)."""
+    """One of `VERDICTS` by the rule that notebook 07 states, and what fails (empty where nothing does)."""
     if not checks:
         return "cannot be checked", ""
     failed = [check for check in checks if not check.passed]

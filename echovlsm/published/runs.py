@@ -10,22 +10,43 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from echovlsm import STRUCTURES
-from echovlsm.base import figures, files
-from echovlsm.cohort import load_labels
+from echovlsm.base import figures, files, paths
+from echovlsm.cohort import legacy_testing_map, load_labels, read_cohort
 from echovlsm.evaluation import scoring, statistics
-from echovlsm.published.scores import MASK, PAPER_MODELS, PublishedError, true_areas
+from echovlsm.published.code import PROMPT_FILES
+from echovlsm.published.scores import (
+    MASK,
+    PAPER_MODELS,
+    PublishedError,
+    load_scores,
+    true_areas,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _RUN = ["model", "prompt", "strategy"]
 _PAIR = ["patient", "view", "phase", "structure"]
+
+
+class Beside(NamedTuple):
+    """A run of ours beside the authors' nearest one, on the same masks."""
+
+    name: str
+    strategy: str
+    theirs: str
+    """Their run in words."""
+    scale: str
+    pairs: pd.DataFrame
+    """Of `pair_runs`."""
+    table: pd.DataFrame
+    """Of `compare_runs`."""
 
 
 def check_identity(
@@ -99,6 +120,42 @@ def add_quality(
     known = frames.drop_duplicates(["patient", "view"]).set_index(["patient", "view"])["quality"]
     keys = zip(scores["legacy_test_patient"].map(dict(mapping)), scores["view"], strict=True)
     return scores.assign(quality=pd.array([known.get(key, pd.NA) for key in keys], dtype="string"))
+
+
+def read_scores(scores: str, camus: str = "") -> tuple[pd.DataFrame, Path | None, pd.DataFrame | None]:
+    """The authors' scores as notebook 07's parameters name them.
+
+    Parameters
+    ----------
+    scores
+        Their file or folder, or ``download``.
+    camus
+        The public release, from which the image qualities are; empty: without.
+
+    Returns
+    -------
+    table : DataFrame
+        Of `load_scores`, with `quality` where there is a release.
+    prompts : Path or None
+        The folder of the authors' prompt files, where they lie beside the scores.
+    frames : DataFrame or None
+        The frames table of the release.
+    """
+    place = None if scores == "download" else paths.resolve(scores)
+    folder = place.parent if place and place.is_file() else place
+    here = folder and all((folder / name).is_file() for name in PROMPT_FILES.values())
+    table, frames = load_scores(place), None
+    if camus:
+        root = paths.resolve(camus)
+        mapping, frames = legacy_testing_map(root), read_cohort(root)
+        table = add_quality(table, frames, mapping)
+    return table, folder if here else None, frames
+
+
+def map_table(mapping: Mapping[str, str] | pd.Series) -> pd.DataFrame:
+    """The old testing patients and the public release's, ten to a row."""
+    named = [f"{int(old[7:])} → {int(new[7:])}" for old, new in dict(mapping).items()]
+    return pd.DataFrame(np.reshape(named, (-1, 10)))
 
 
 def find_runs(results: str | os.PathLike[str]) -> dict[str, tuple[dict[str, Any], pd.DataFrame]]:
@@ -238,6 +295,30 @@ def compare_runs(pairs: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table.insert(9, "p_patient_holm", np.r_[np.nan, statistics.holm(table["p_patient"].iloc[1:])])
     return table
+
+
+def beside_theirs(
+    results: str | os.PathLike[str], scores: pd.DataFrame, mapping: Mapping[str, str] | pd.Series
+) -> list[Beside]:
+    """Our recorded runs that were scored on the testing patients, each beside the authors' nearest one.
+
+    Parameters
+    ----------
+    results
+        Folder of recorded runs.
+    scores, mapping
+        Of `load_scores` and `legacy_testing_map`.
+    """
+    found = []
+    for name, (_, ours) in find_runs(results).items():
+        if not set(ours["patient"]) & set(mapping):
+            continue
+        for strategy, part in ours.groupby("strategy"):
+            run, same = their_run(scores, part["model"].iloc[0], part["prompt"].iloc[0], strategy)
+            pairs = pair_runs(ours, scores, mapping, our_strategy=strategy, run=run)
+            theirs = " ".join(run.values()) + ("" if same else " (their best)")
+            found.append(Beside(name, strategy, theirs, ours["scale"].iloc[0], pairs, compare_runs(pairs)))
+    return found
 
 
 def plot_runs(axes: Axes, pairs: pd.DataFrame, ours: str = "ours", theirs: str = "the authors'") -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from echovlsm.published.runs import Beside
 from echovlsm.published.scores import load_tables
-from echovlsm.published.statistics import GAIN, HEADLINES, family, limit
+from echovlsm.published.statistics import (
+    GAIN,
+    HEADLINES,
+    family,
+    format_p,
+    limit,
+    show_p,
+    two_trainings,
+)
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 HEADINGS: dict[str, str] = {
     "mean_b": "real",
@@ -61,6 +74,173 @@ def readable(table: pd.DataFrame, headings: Mapping[str, str] | None = None) -> 
         if not pd.api.types.is_numeric_dtype(shown[name]) or pd.api.types.is_bool_dtype(shown[name]):
             shown[name] = shown[name].map(lambda value: _WORDS.get(value, value))
     return shown.rename(columns={**HEADINGS, **(headings or {})})
+
+
+def source_table(source: Mapping[str, Any], origin: str) -> pd.DataFrame:
+    """What the numbers rest on: the fields of `source_of`, readably, and where the tables are from."""
+    packages = ", ".join(f"{name} {version}" for name, version in source["packages"].items())
+    told = {**source, "packages": packages, "these tables": origin}
+    told["SHA-256 of the scores"] = told.pop("scores_sha256")
+    return pd.DataFrame({"": told})
+
+
+def without_quality(results: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The tables without comparisons by image quality, as they are on record."""
+    every = results["comparisons"]
+    return {**results, "comparisons": every[every["factor"] != "quality"]}
+
+
+def side_by_side(cells: pd.DataFrame) -> pd.DataFrame:
+    """The paper's Table 2 in its own shape: above in each cell the paper's mean, below ours, in HTML."""
+    signs = {"yes": "=", "no": "≠", "not released": "–", "N/A in the paper": ""}
+
+    def text(row: pd.Series) -> str:
+        if pd.isna(row["given_mean"]):
+            return "N/A"
+        again = "" if pd.isna(row["mean"]) else f" {row['mean']:.2f}"
+        return f"{row['given_mean']:.2f}<br>{signs[row['equal']]}{again}"
+
+    shown = readable(cells.assign(text=cells.apply(text, axis=1)))
+    shape = {"index": ["strategy", "model"], "columns": "prompt", "values": "text"}
+    return shown.pivot_table(**shape, aggfunc="first", sort=False)
+
+
+def comparison(comparisons: pd.DataFrame, test: str, other: str) -> Styler:
+    """One test's comparison, a row a model and prompt; `other` is the first strategy's heading."""
+    columns = ["mean_b", "mean_a", "difference", "low", "high", "p_mask", "p_patient", "p_patient_holm"]
+    rows = family(comparisons, test).set_index(["model", "prompt"])
+    table = readable(rows[[*columns, "p_max"]], {"mean_a": other})
+    formats = dict.fromkeys(table.columns[:5], "{:.2f}") | dict.fromkeys(table.columns[5:8], show_p)
+    return table.style.format({**formats, "max": format_p})
+
+
+def trainings_apart(spread: pd.DataFrame) -> pd.DataFrame:
+    """How far two CLIPSeg trainings lie apart (`two_trainings`): a row a strategy, and a row a test."""
+    sets = {"real": ["real"], "synthetic": ["synthetic"], "PT-FT": ["synth-PT:real-FT"]}
+    sets |= {f"both of {name}": [test["a"], test["b"]] for name, test in HEADLINES.items()}
+    return pd.DataFrame({name: two_trainings(spread, strategies) for name, strategies in sets.items()}).T
+
+
+def apart_text(apart: pd.DataFrame, claimed: float, gain: float) -> str:
+    """The gain beside the difference of two trainings, in words; `apart` is that of `trainings_apart`."""
+    leaning = apart[~apart.index.str.startswith("both")].query("p_mean < 0.05")
+    leans = "".join(
+        f" The rows of {name} lean to one side (mean {row['mean']:+.2f}, t-test over "
+        f"cells p = {row['p_mean']:.3f}), as another setting would make them."
+        for name, row in leaning.iterrows()
+    )
+    row = apart.loc[f"both of {GAIN}"]
+    return (
+        "Over the two strategies that the gain compares, the two trainings differ by "
+        f"{row['rms']:.2f} points (root mean square; {row['rms_low']:.2f} to {row['rms_high']:.2f}). "
+        f"Twice that is the limit, {row['limit']:.2f}. The gain is {claimed:+.2f} as given and {gain:+.2f} "
+        f"recomputed: {gain / row['limit']:.2f} of the limit.{leans}"
+    )
+
+
+def gains_text(gains: pd.DataFrame, between_trainings: float) -> str:
+    """The estimates of the mean gain in words, and what they are not compared with."""
+    lowest, highest = gains["mean"].min(), gains["mean"].max()
+    clipseg = gains[gains["model"].str.startswith("CLIPSeg")].set_index("from")["mean"]
+    sources = ("Table 2, scores", "Table 3, means only", "scores, in no table")
+    one, other, extra = (f"{clipseg[name]:+.2f}" for name in sources)
+    return (
+        f"The mean gain is above zero in {(gains['mean'] > 0).sum()} of {len(gains)} estimates "
+        f"({lowest:+.2f} to {highest:+.2f}), and {gains['higher'].sum()} of {gains['cells'].sum()} cells "
+        "gain. All share the 600 masks, so they are not independent. The limit of two trainings, "
+        f"{between_trainings:.2f}, is for one cell and is not applied to means. What a mean over seven cells "
+        f"can shift by is seen in CLIPSeg, whose encoders were trained in neither table: {one} in Table 2 "
+        f"and {other} in Table 3 ({extra} in the untabulated run)."
+    )
+
+
+def grid_text(facts: Mapping[str, float]) -> str:
+    """On which grid the masks were scored, in words."""
+    text = (
+        "{hausdorff_whole_squares:.1%} of the values, divided by 100, are roots of whole numbers; the median "
+        "is {hausdorff_median_px:.0f} pixels. On a grid of side {grid_side:.0f} the true masks' areas lie "
+        "{grid_deviation:.3f} from whole numbers, on average; on the models' input sizes "
+        "{grid_deviation_352:.2f} and {grid_deviation_416:.2f}, where chance gives 0.25. {so}"
+    )
+    at_512 = facts["grid_deviation"] < 0.05 < facts["grid_deviation_352"]
+    so = "So they were scored at 512 × 512, the size that the paper states." if at_512 else ""
+    return text.format(**facts, so=so)
+
+
+def empty_prompt_text(rows: pd.DataFrame) -> str:
+    """How near the released runs with the empty prompt come to the exact union, in words."""
+    span = rows.groupby("model")[["dice", "correlation"]].agg(["min", "max"])
+    text = "{0} scores {1:.1f} to {2:.1f} (correlation with the union's Dice {3:.2f} to {4:.2f})"
+    told = "; ".join(text.format(name, *row) for name, *row in span.itertuples())
+    return f"The exact union would score {rows['union'].iloc[0]:.1f}. {told}."
+
+
+def beside_theirs(compared: Sequence[Beside]) -> Styler:
+    """Our runs beside the authors' of `runs.beside_theirs`: a row a run and structure."""
+    rows = {(one.name, one.strategy, one.theirs): one.table.set_index("structure") for one in compared}
+    table = readable(pd.concat(rows, names=["run", "our run", "their run"]), {"higher": "ours higher"})
+    digits = dict.fromkeys(["ours", "theirs", "difference", "95 % low", "95 % high"], "{:.2f}")
+    digits |= {"ours higher": "{:.0%}"} | dict.fromkeys(["p, patients", "Holm"], show_p)
+    return table.style.format(digits, na_rep="")
+
+
+_COLOURS = {"holds": "#009E73", "holds weakly": "#E69F00", "does not hold": "#D55E00"}
+_WIDTHS = {"claim": 18, "place": 11, "recomputed": 18, "reason": 22}  # percent
+
+
+def ledger_table(ledger: pd.DataFrame) -> Styler:
+    """The ledger (`claims.with_our_runs`) as the page shows it: claims link to their sections."""
+    ours = [name for name in ledger if name.startswith("ours") and (ledger[name] != "NA").any()]
+    low, high = (ledger[name].map("{:.2f}".format) for name in ("low", "high"))
+    link = '<a href="#{section}">{claim}</a>'
+    shown = ledger.assign(
+        interval=(low + " to " + high).where(ledger["low"].notna(), ""),
+        claim=[link.format(**row) for row in ledger.to_dict("records")],
+    )
+    view = ["claim", "place", "given", "recomputed", "interval", *ours, "verdict", "reason"]
+    rest = (100 - sum(_WIDTHS.values())) / (len(view) - len(_WIDTHS))
+    widths = [
+        {"selector": f"th.col{n}", "props": [("width", f"{_WIDTHS.get(name, rest):.1f}%")]}
+        for n, name in enumerate(view)
+    ]
+    fits = 'style="table-layout: fixed; width: 100%; font-size: 0.75em"'
+    styled = shown[view].fillna("").style.set_table_attributes(fits).set_table_styles(widths)
+    return styled.map(
+        lambda word: f"border-left: 6px solid {_COLOURS.get(word, '#999999')}", subset=["verdict"]
+    )
+
+
+def findings(
+    results: Mapping[str, pd.DataFrame], survive: pd.DataFrame, agree: tuple[int, int, int, int]
+) -> str:
+    """What the page saw (Markdown).
+
+    Parameters
+    ----------
+    results
+        Tables of `statistics.compute`.
+    survive
+        Of `survival`.
+    agree
+        Cells that agree, of how many; p-values that do, of how many.
+    """
+    rows = family(results["comparisons"], GAIN).query("prompt != 'P0'")
+    sure = ((rows["p_patient_holm"] < 0.05) & (rows["difference"] > 0)).sum()
+    up, means = (rows["difference"] > 0).sum(), results["gains"]["mean"]
+    ratios, passed = survive.loc["as a share of that limit"], survive[:4].astype(bool).sum()
+    synthetic = "synthetic vs real"
+    cells, of_cells, values, of_values = agree
+    return (
+        f"- {cells} of {of_cells} cells of the main table and {values} of {of_values} p-values come out "
+        "again from the authors' own scores. Few papers can be checked so.\n"
+        f"- That synthetic pictures alone are worse than real ones passes {passed[synthetic]} of the 4 "
+        f"checks above; the difference is {ratios[synthetic]} × the limit of two trainings.\n"
+        f"- That pretraining on them helps passes {passed[GAIN]}. The mean gain is above zero in "
+        f"{(means > 0).sum()} of {len(means)} estimates, and in {up} of {len(rows)} cells with words, "
+        f"{sure} of them significantly by patient. But the best cell's gain is {ratios[GAIN]} × the limit, "
+        "and each cell is one run: how large the gain is, only more seeds would tell.\n"
+        "- What unfreezing does to CLIPSeg was not measured: the library did not unfreeze it."
+    )
 
 
 def headline_text(head: pd.DataFrame) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from echovlsm.base import figures
+from echovlsm.cohort import load_image, load_labels
+from echovlsm.evaluation import to_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL_NAMES: dict[str, str] = {"clipseg": "CLIPSeg", "cris": "CRIS", "unet": "U-Net"}
 _MODEL_MARKS: dict[str, str] = {"clipseg": "o", "cris": "s", "unet": "^"}
@@ -156,28 +162,42 @@ def plot_word_effects(effects: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_union(
-    pictures: Iterable[np.ndarray], labels: Sequence[np.ndarray], answers: Sequence[np.ndarray], title: str
-) -> Figure:
-    """Pictures with reference outlines and, in white, the mask that the empty prompt gives (bool (H, W))."""
-    figure, axes = plt.subplots(1, len(labels), figsize=(2.9 * len(labels), 3.3), squeeze=False)
-    for axis, picture, label, answer in zip(axes[0], pictures, labels, answers, strict=True):
-        figures.show_picture(axis, picture)
-        figures.outline_labels(axis, label)
-        figures.outline(axis, answer, "#FFFFFF", dashed=True)
+def plot_union(frames: pd.DataFrame, logits: Tensor, places: Sequence[int], title: str) -> Figure:
+    """Images with reference outlines and, in white, the mask that the empty prompt gives.
+
+    Parameters
+    ----------
+    frames, logits
+        Images with masks, and the answers float (N, S, h, w) about them; the S answers are alike.
+    places
+        Which images, by their place in `frames`.
+    title
+        Heading of the figure.
+    """
+    figure, axes = plt.subplots(1, len(places), figsize=(2.9 * len(places), 3.3), squeeze=False)
+    for axis, place in zip(axes[0], places, strict=True):
+        labels = load_labels(frames.iloc[place])
+        figures.show_picture(axis, load_image(frames.iloc[place]))
+        figures.outline_labels(axis, labels)
+        figures.outline(axis, to_mask(logits[place, 0], labels.shape).numpy(), "#FFFFFF", dashed=True)
     figures.structure_legend(figure)
     figures.heading(figure, title)
     return figure
 
 
-def plot_failures(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], title: str) -> Figure:
-    """A gallery of (caption, picture, labels, answers bool (3, H, W)): reference solid, prediction dashed."""
-    figure, axes = plt.subplots(1, len(rows), figsize=(2.9 * len(rows), 3.5), squeeze=False)
-    for axis, (caption, picture, labels, answers) in zip(axes[0], rows, strict=True):
-        figures.show_picture(axis, picture, caption)
-        figures.outline_labels(axis, labels)
-        for answer, colour in zip(answers, figures.STRUCTURE_COLOURS.values(), strict=True):
-            figures.outline(axis, answer, colour, dashed=True)
-    figures.structure_legend(figure, {"reference": "-", "prediction": "--"})
-    figures.heading(figure, title)
-    return figure
+def told_of_gain(strategy: str, comparison: pd.DataFrame) -> str:
+    """What a strategy changes against `real`, in a sentence; `comparison` is of `statistics.compare`."""
+    up, clear = (comparison["difference"] > 0).sum(), (comparison["low"] > 0).sum()
+    points = 100 * comparison["difference"].mean()
+    return (
+        f"`{strategy}` minus `real`: {points:+.1f} points of Dice on average, higher in {up} of "
+        f"{len(comparison)} cells, beyond the interval over patients in {clear}."
+    )
+
+
+def told_of_models(scores: pd.DataFrame) -> str:
+    """The models' mean Dice where all read words and learn from real images alone, in a sentence."""
+    fair = scores.query("strategy == 'real' and encoders == 'unfrozen' and prompt != 'P0'")
+    means = fair.groupby("model")["dice"].mean()
+    told = ", ".join(f"{MODEL_NAMES[name]} {100 * dice:.1f}" for name, dice in means.items())
+    return f"Mean Dice of `real`, unfrozen, prompts with words: {told} (no words)."

@@ -98,7 +98,7 @@ class Page:
             Whether there is work to do.
         """
         about = dict(meta.attrs["meta"] if isinstance(meta, pd.DataFrame) else meta)
-        self.of(about["name"], about["kind"])
+        self.of(about["name"], about["kind"], known.get("scale"))
         asked = self.parameters
         folder = (asked["profile"], *([self.cohort.name] if "cohort" in asked else []), self.notebook)
         self.record = RunFolder(asked.get("run") or run or Path("runs", *folder))
@@ -111,12 +111,28 @@ class Page:
             **known,
         )
 
-    def stamp(self, figure: Figure) -> None:
-        """Write scale and cohort under a figure; the last call on it."""
-        figures.stamp(figure, *self._where)
+    def stamp(
+        self, figure: Figure, cohort: str | None = None, kind: str | None = None, scale: str | None = None
+    ) -> None:
+        """Write scale and cohort under a figure, by default the page's; the last call on it."""
+        own = zip((scale, cohort, kind), self._where, strict=True)
+        figures.stamp(figure, *(usual if given is None else given for given, usual in own))
 
-    def table(self, table: pd.DataFrame | Styler, caption: str = "", *, index: bool = True) -> Styler:
-        """A table with its caption, which ends with scale and cohort; `index=False` hides the index."""
+    def table(
+        self, table: pd.DataFrame | Styler, caption: str = "", *, index: bool = True, note: bool = True
+    ) -> Styler:
+        """A table with its caption, which ends with scale and cohort.
+
+        Parameters
+        ----------
+        table
+            A table, or one whose numbers have got their form (``table.style.format("{:.3f}")``).
+        index
+            Whether the index is shown.
+        note
+            Whether the caption says scale and cohort; not where the table is of no cohort.
+        """
         style = table.style if isinstance(table, pd.DataFrame) else table
         style = style if index else style.hide(axis="index")
-        return style.set_caption(f"{caption} {self.note}".strip())
+        told = f"{caption} {self.note if note else ''}".strip()
+        return style.set_caption(told) if told else style

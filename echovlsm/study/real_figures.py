@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from echovlsm import STRUCTURES
 from echovlsm.base import files, paths
 from echovlsm.evaluation import clinical
 
@@ -116,6 +117,15 @@ def yardstick(ours: pd.DataFrame) -> pd.DataFrame:
         table["main run", phase] = ours[phase].reindex(table.index) if phase in ours else np.nan
     order = ("nnU-Net", "U-Net (Leclerc)", "one cardiologist, twice", "main run")
     return table.loc[:, [(name, phase) for name in order for phase in ("ED", "ES")]]
+
+
+def by_view(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice of each structure (row) by view and phase (column), with means of both."""
+    means = scores.groupby(["structure", "view", "phase"])["dice"].mean().unstack(["view", "phase"])
+    table = means.loc[list(STRUCTURES.values())]
+    table["mean", ""] = scores.groupby("structure")["dice"].mean()
+    table.loc["mean"] = table.mean()
+    return table
 
 
 def impossible(ends: pd.DataFrame, low: float = 5.0) -> str:

@@ -225,7 +225,7 @@ def run_notebook(name: str, **values: Any) -> None:
     exec(sources[0], namespace)
     namespace.update({key: value for key, value in {**profile, **values}.items() if key in namespace})
     for source in sources[1:]:
-        if "figures.stamp(" not in source:
+        if "page.stamp(" not in source:
             exec(compile(source, name, "exec"), namespace)
 
 

@@ -66,15 +66,25 @@ def test_notebooks_share_one_skeleton(path: Path) -> None:
     assert "**The question.**" in first.source
     assert "**What to expect.**" in first.source
     assert parameters.metadata["tags"] == ["parameters"]
-    assert "runs.check_parameters(globals())" in check.source
+    assert f'page = begin(globals(), "{path.stem}")' in check.source
     titles = [
         line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
     ]
     for title in ("## What we saw", "## Try it yourself", "## References"):
         assert title in titles
     assert sum(line.startswith("# ") for line in titles) == 1
-    lengths = sorted(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code")
+    code = [cell for cell in notebook.cells[2:] if cell.cell_type == "code"]
+    lengths = sorted(len(cell.source.splitlines()) for cell in code)
     assert lengths[len(lengths) // 2] <= 10
+    assert lengths[-1] <= 20
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_hidden_only_prints_a_sentence(path: Path) -> None:
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "hide-input" in cell.metadata.get("tags", []):
+            assert "Markdown(" in cell.source, cell.source
+            assert len(cell.source.splitlines()) <= 5, cell.source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -133,7 +143,7 @@ def test_figures_of_executed_notebooks_carry_scale_and_cohort(study: Path) -> No
             if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))
         ]
         assert drawing or executed.stem == "03_prompts"
-        assert all("figures.stamp(" in source for source in drawing)
+        assert all("page.stamp(" in source for source in drawing)
 
 
 def test_the_executed_notebooks_become_pages_without_a_warning(study: Path, tmp_path: Path) -> None:
@@ -200,7 +210,8 @@ def test_cris_with_adapters_trains_and_is_evaluated(study: Path) -> None:
         command = [
             sys.executable,
             "-m",
-            "echovlsm.study.execution",
+            "echovlsm",
+            "execute",
             f"notebooks/{notebook}.ipynb",
             f"{cell}/{notebook}.ipynb",
         ]
@@ -302,7 +313,8 @@ def test_a_batch_run_stops_before_the_kernel_starts(project: Path, tmp_path: Pat
     command = [
         sys.executable,
         "-m",
-        "echovlsm.study.execution",
+        "echovlsm",
+        "execute",
         "notebooks/04_training.ipynb",
         str(out),
         "-p",
@@ -339,7 +351,8 @@ def test_a_typing_error_draws_no_phantom(project: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "echovlsm.study.execution",
+        "echovlsm",
+        "execute",
         "notebooks/01_cohort.ipynb",
         str(out),
         "--no-progress",

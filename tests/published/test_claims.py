@@ -95,7 +95,12 @@ def test_proposals_are_no_findings(recorded: dict[str, pd.DataFrame]) -> None:
     rows = claims.ledger(recorded).set_index("id")
     expected = {"closer-to-augmentation", "future-joint-training", "future-triplets"}
     assert set(rows.index[rows["verdict"] == "not a finding"]) == expected
-    assert all(f"**{word}**" in claims.RULE for word in claims.VERDICTS)
+
+
+def test_the_page_states_the_rule_of_every_verdict() -> None:
+    cells = nbformat.read(ROOT / "notebooks" / "07_published.ipynb", as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert all(f"- **{word}**: " in prose for word in claims.VERDICTS)
 
 
 def test_what_did_not_take_place_is_neither_borne_out_nor_refuted(recorded: dict[str, pd.DataFrame]) -> None:

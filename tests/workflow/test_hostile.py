@@ -392,7 +392,7 @@ def little_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     notebook.cells = [
         new_markdown_cell("# Little"),
         new_code_cell("".join(f'{name}: str = ""\n' for name in names), metadata={"tags": ["parameters"]}),
-        new_code_cell("from echovlsm import runs\nparameters = runs.check_parameters(globals())"),
+        new_code_cell("from echovlsm.study import begin\npage = begin(globals(), 'little')"),
         new_code_cell(f"import json\nprint(json.dumps([{', '.join(names)}]))"),
     ]
     nbformat.write(notebook, root / "notebooks" / "little.ipynb")
