@@ -64,7 +64,7 @@ EXECUTED = {
 
 def code(*notebooks):
     """What the code of these notebooks consists of: the rooms that they rest on. Another room's change is not theirs."""
-    found = {str(path.relative_to(ROOT)) for name in notebooks for path in rooms.modules_of(name)}
+    found = {str(path.relative_to(ROOT)) for name in notebooks for path in rooms.modules_of(name, ROOT / "echovlsm")}
     return ["requirements.lock", *sorted(found)]
 
 

@@ -228,10 +228,8 @@ def test_a_strategy_asks_for_its_synthetic_cohort(values: Callable, phantom_coho
 
 
 def test_a_prompt_longer_than_the_text_encoder_is_named(values: Callable) -> None:
-    from dataclasses import replace
-
     model = models.load("cris", CRIS)
-    model.config = replace(model.config, word_len=6)
+    model.longest = 6
     asked = values(model="cris", weights=str(CRIS), prompt="P5")
     frames = dry_run_checks.check_cohort(asked)[1]
     (row,), texts = dry_run_checks.check_prompts(asked, frames, [], model)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from faults.__main__ import is_wrong
-from faults.stages import STAGES
+from tests.faults.__main__ import is_wrong
+from tests.faults.stages import STAGES
 
 from echovlsm.base import cache, files
 from echovlsm.base.files import FullDiskError, InUseError

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.mutation import RESULTS, TESTS, Mutant, draw, mutants
 
-FILE = "echovlsm/scoring.py"
+FILE = "echovlsm/evaluation/scoring.py"
 
 
 @pytest.fixture(scope="module")
