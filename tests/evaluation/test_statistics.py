@@ -14,6 +14,7 @@ from echovlsm.evaluation.statistics import (
     compare,
     epochs_to_reach,
     holm,
+    mean_scores,
     summary,
     summary_table,
 )
@@ -164,6 +165,26 @@ def test_summary_counts_what_it_leaves_out() -> None:
     cell = scores[(scores["model"] == "cris") & (scores["strategy"] == "real")]["hausdorff"].dropna()
     row = table.set_index(["model", "strategy"]).loc[("cris", "real")]
     assert (row["mean"], row["sd"]) == pytest.approx((cell.mean(), cell.std()))
+
+
+def test_a_mean_distance_says_over_how_many_masks_it_is() -> None:
+    scores = pd.DataFrame(
+        {
+            "structure": ["myocardium", "left atrium cavity"] * 2 + ["myocardium"],
+            "dice": [0.8, 0.6, 0.0, 0.8, 0.4],
+            "assd": [2.0, 3.0, np.nan, 5.0, 4.0],
+            "empty_pred": [False, False, True, False, False],
+        }
+    )
+    table = mean_scores(scores)
+    assert list(table.index) == ["myocardium", "left atrium cavity"]
+    assert table["dice"].tolist() == pytest.approx([0.4, 0.7])
+    assert table["assd"].tolist() == pytest.approx([3.0, 4.0])
+    assert table["distances over"].tolist() == ["2 of 3", "2 of 2"]
+    assert table["empty predictions"].tolist() == [1, 0]
+    assert mean_scores(scores, "structure").equals(table)
+    with pytest.raises(ValueError, match="empty_pred"):
+        mean_scores(scores.drop(columns="empty_pred"))
 
 
 def test_patients_of_two_cohorts_are_not_one() -> None:

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from tests.faults.__main__ import is_wrong
-from tests.faults.stages import STAGES
 
 from echovlsm.base import cache, files
 from echovlsm.base.files import FullDiskError, InUseError
 from echovlsm.base.run_folder import RunFolder
 from tests.conftest import ROOT
 from tests.faults import disks
+from tests.faults.__main__ import is_wrong
+from tests.faults.stages import STAGES
 
 KILLED = ("phantom", "sampling", "training", "scoring")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
