@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.base import RunFolder, figures
 from echovlsm.cohort import load_image, load_labels
 from echovlsm.evaluation.scoring import PAPER_SIZE, score_table, to_mask
@@ -76,7 +76,7 @@ def predict_run(
 ) -> tuple[Tensor, Tensor]:
     """What `predict_images` gives of a run's model, asked with the run's prompts."""
     trained = run.record["parameters"]
-    model = strategies.starting_model(trained["model"], run / "weights", "unfrozen")
+    model = models.load(trained["model"], run / "weights", "unfrozen")
     words = trained["prompt"], trained.get("strategy", "real"), missing
     return predict_images(model, frames, *words, batch_size)
 

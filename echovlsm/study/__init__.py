@@ -28,6 +28,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     submod_attrs={
         "page": ["RunFolder", "begin"],
-        "parameters": ["check_parameters", "may_draw_phantom"],
+        "parameters": ["may_draw_phantom"],
     },
 )

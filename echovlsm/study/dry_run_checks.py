@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.base import RunError, RunFolder, paths, provenance
 from echovlsm.cohort import (
     CohortError,
@@ -276,9 +276,7 @@ def check_weights(values: Mapping[str, Any]) -> tuple[list[Check], nn.Module | N
             return [Check("weights", "not here", False, remedy)], None
         place = kept
     try:
-        model = strategies.starting_model(
-            name, place, values["encoders"], values["image_size"], values["seed"]
-        )
+        model = models.load(name, place, values["encoders"], values["image_size"], values["seed"])
     except (ModelError, OSError, RuntimeError, ValueError) as error:
         remedy = _line(error)
         if name == "cris" and not paths.resolve(place).is_dir():

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from echovlsm import models
 from echovlsm.base import RunFolder, paths, provenance
-from echovlsm.models import adapters
-from echovlsm.training import fit, strategies
+from echovlsm.training import strategies
 
 _LEARNED: tuple[str, ...] = (
     *("model", "encoders", "prompt", "variant", "missing", "augment", "epochs", "keep", "batch_size"),
@@ -56,7 +56,6 @@ def pretrained_run(
         The finetuning's run folder. A run that has to be trained goes into its folder ``pretraining``, where
         an interrupted one is resumed.
     """
-
     content = pretraining_content(parameters, sources)
     found = find_run(content)
     if found is not None:
@@ -71,16 +70,14 @@ def pretrained_run(
         changed, redo=True, weights_hash=provenance.weights_hash(parameters["weights"]), **about, **hashes
     )
     names = ("model", "weights", "encoders", "image_size", "seed")
-    net = strategies.starting_model(*(parameters[name] for name in names))
+    net = models.load(*(parameters[name] for name in names))
     options = {"missing": parameters["missing"], "seed": parameters["seed"]}
     more = {"variant": parameters["variant"], "augment": parameters["augment"], **options}
     train = strategies.strategy_triplets("synthetic", "train", pd.DataFrame(), sources, level, net, **more)
     check = strategies.strategy_triplets(
         "synthetic", "val", pd.DataFrame(), sources, level, net, variant="0", **options
     )
-    history = fit(net, train, check, run / "state", **strategies.fit_settings(parameters))
-    run.write_table("history.csv", history)
-    run.save_weights(adapters.merge_lora(net))
+    history = strategies.train_run(run, net, train, check, parameters)
     run.finish(**strategies.training_summary(history, parameters["keep"]))
     run.discard("state")
     return run

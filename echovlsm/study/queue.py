@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from echovlsm import models
 from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
 from echovlsm.evaluation import score_table, structure_masks
@@ -193,7 +194,7 @@ class Study:
     def starting(self, run: Run, before: Path | None, seed: int) -> nn.Module:
         """A model at the beginning of a cycle."""
         weights = before / "weights" if before else WEIGHTS[run.model]
-        return strategies.starting_model(run.model, weights, run.encoders, run.recipe.image_size, seed)
+        return models.load(run.model, weights, run.encoders, run.recipe.image_size, seed)
 
     def train(self, run: Run, cycle: Cycle) -> Path:
         """The folder of a cycle, which is trained now, after those before it, if it is not there.

@@ -13,16 +13,16 @@ demo scale it is the phantom. Any cohort, or several, can be the synthetic sourc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from echovlsm import models
-from echovlsm.base import paths
+from echovlsm.base import RunFolder, paths
 from echovlsm.cohort import cohort_hash, is_synthetic, read_cohort
+from echovlsm.models import adapters
 from echovlsm.prompts import level_for, prompts_for
+from echovlsm.training.loop import fit
 from echovlsm.training.triplets import Triplets, hold_out, make_triplets
 
 if TYPE_CHECKING:
@@ -216,14 +216,34 @@ def combine(
     )
 
 
-# -- models ---------------------------------------------------------------------------------------------
+# -- training -------------------------------------------------------------------------------------------
 
 
-def starting_model(
-    name: str, weights: str | Path, encoders: str, image_size: int = 0, seed: int = 0
-) -> nn.Module:
-    """The model that a run starts from: as of `models.load`."""
-    return models.load(name, weights, encoders, image_size, seed)
+def train_run(
+    record: RunFolder, net: nn.Module, train: Triplets, check: Triplets, parameters: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Train a model in its run folder, or go on where it was interrupted; history and weights stay there.
+
+    Parameters
+    ----------
+    record
+        The run's folder, started.
+    net
+        The model, which ends with the weights asked for; low-rank adapters are merged into those on disk.
+    train, check
+        Triplets to learn from, and to look at while training.
+    parameters
+        Of a training notebook (`fit_settings`).
+
+    Returns
+    -------
+    DataFrame
+        As of `fit`.
+    """
+    history = fit(net, train, check, record / "state", **fit_settings(parameters))
+    record.write_table("history.csv", history)
+    record.save_weights(adapters.merge_lora(net))
+    return history
 
 
 def fit_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from echovlsm import STRUCTURES
+from echovlsm import STRUCTURES, models
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.cohort.read import cohort_hash, read_cohort
 from echovlsm.study.pretrained import find_run, pretrained_run, pretraining_content
@@ -192,7 +192,7 @@ def test_hashes_name_only_what_is_read(parameters: dict[str, object]) -> None:
 
 
 def test_the_reference_starts_from_its_seed_and_reads_no_words() -> None:
-    first, again, other = (strategies.starting_model("unet", "", "unfrozen", 32, seed) for seed in (1, 1, 2))
+    first, again, other = (models.load("unet", "", "unfrozen", 32, seed) for seed in (1, 1, 2))
     pictures = torch.rand(2, 3, 32, 32)
     outputs = [net.eval()(pictures) for net in (first, again, other)]
     assert outputs[0].shape == (2, len(STRUCTURES), 32, 32)
