@@ -80,7 +80,7 @@ class RunFolder:
         parameters: Mapping[str, Any],
         *,
         redo: bool = False,
-        rooms: Sequence[str] = ("synthesis", "evaluation"),
+        rooms: Sequence[str] = ("training",),
         **provenance: Any,
     ) -> bool:
         """Open the run for writing.
@@ -93,7 +93,7 @@ class RunFolder:
             What to do with a folder whose run had other parameters, data, weights or code: make it again, or
             refuse.
         rooms
-            Those of the package whose code, with what they rest on, makes the run's numbers.
+            Those of the package whose code, with what they rest on, makes the run; by default a training's.
         provenance
             What else must be equal and belongs in `run.yaml`, such as `data_hash` and `weights_hash`.
 
