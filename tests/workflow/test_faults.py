@@ -244,7 +244,7 @@ def test_features_are_not_kept_in_a_map_of_a_file_without_room(
 
 HOLD = """
 from pathlib import Path
-from echovlsm import files
+from echovlsm.base import files
 files.hold(Path({folder!r}))
 print("held", flush=True)
 input()
@@ -296,11 +296,11 @@ RUN = """
 import sys, time
 from pathlib import Path
 import pandas as pd
-from echovlsm import files, runs
-runs.device_name, runs.peak_memory, files.WAIT = (lambda: "none"), (lambda: 0.0), {patience}
+from echovlsm.base import RunFolder, files, run_folder
+run_folder.device_name, run_folder.peak_memory, files.WAIT = (lambda: "none"), (lambda: 0.0), {patience}
 print("ready", flush=True)
 input()
-run = runs.RunFolder({folder!r})
+run = RunFolder({folder!r})
 try:
     to_do = run.start({{"seed": 1}})
 except files.InUseError as error:
