@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -172,8 +171,3 @@ def plot_doubling(table: pd.DataFrame, rate: float, size: int, chosen: int) -> F
     axes.set(xlabel="optimiser steps of both cycles", ylabel="Dice, held-out patients")
     figure.legend(loc="outside right upper", fontsize=9)
     return figure
-
-
-def patients_text(worth: float) -> str:
-    """A number of patients for a table; what lies beyond those tried says so."""
-    return f"> {ALL}" if math.isinf(worth) else f"{worth:.0f}"

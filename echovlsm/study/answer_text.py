@@ -154,12 +154,16 @@ def doubling_title(records: Records) -> str:
     usual = table[np.isclose(table["rate"], recipe.rate) & (table["image_size"] == recipe.image_size)]
     wide = usual.pivot_table(index=["arm", "patients"], columns="steps", values="dice")
     steps = recipe.first + recipe.second
-    if len(wide.columns) < 2:
-        return "Dice of the trials so far"
-    if not {steps, 2 * steps} <= set(wide.columns) or (gap := (wide[2 * steps] - wide[steps]).dropna()).empty:
-        return "Dice still rises with steps"
-    told = ", ".join(f"{points(value)} at {size}" for (_, size), value in gap.loc[[NOTHING]].items())
-    return f"Twice the steps add {told} patients (points)"
+    gap = (
+        (wide[2 * steps] - wide[steps]).dropna()
+        if {steps, 2 * steps} <= set(wide.columns)
+        else wide.iloc[:0, 0]
+    )
+    gap = gap[gap.index.get_level_values("arm") == NOTHING]
+    if gap.empty:
+        return "Trials of one seed each; the recipe's own steps are not among them yet"
+    told = ", ".join(f"{points(value)} at {size}" for (_, size), value in gap.items())
+    return f"Twice the steps add {told} patients (points; one seed)"
 
 
 # -- sentences ------------------------------------------------------------------------------------------

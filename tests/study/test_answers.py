@@ -213,6 +213,15 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
     assert answer_text.doubling_title(whole).startswith("Twice the steps add")
 
 
+def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
+    """Until runs of the recipe's own steps are on record there is nothing that twice the steps add to."""
+    trials = [run for run in study() if run.choice]
+    phantom = [r for r in study() if r.part == "budget" and r.seed == 0 and r.arm == "phantom"]
+    for name, runs in (("trials", trials), ("phantom", [*trials, *phantom])):
+        title = answer_text.doubling_title(write(tmp_path / name, runs))
+        assert title.startswith("Trials of one seed each"), title
+
+
 def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Records, tmp_path: Path) -> None:
     few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.part == "budget"])
     for records in (whole, few):
