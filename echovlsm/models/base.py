@@ -257,7 +257,7 @@ def normalised(
     values = torch.as_tensor(images).to(device)
     if values.ndim == 3:
         values = values[:, None].expand(-1, 3, -1, -1)
-    return (values.float() / 255 - mean) / std
+    return ((values.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def preprocessing(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,8 @@ def fit(
     checking = DataLoader(validation, batch_size=batch_size, collate_fn=whole_batch)
     rounds = steps // look_every or epochs
     patience = rounds if steps else patience
-    bare = model
+    # convolutions, most of a step, are a fifth faster so; optimiser states take their weights' layout
+    bare = model.to(memory_format=torch.channels_last)
     model, optimiser, training, checking = accelerator.prepare(model, optimiser, training, checking)
     loss = make_loss(dice_weight, ce_weight)
 
@@ -250,6 +251,7 @@ def fit(
         bare.load_state_dict(load_file(best_weights))
     states.end()
     accelerator.free_memory()
+    bare.to(memory_format=torch.contiguous_format)  # as safetensors wants them
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
 
 
