@@ -94,9 +94,9 @@ DRAWN = not all(map(released, VALUES["synthetic"].split(",")))
 SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}["sdm"]
 
 
-def execution(name, out, changes):
+def execution(name, out, changes, *options):
     """The command that executes one notebook with the profile's parameters and these changes."""
-    words = [sys.executable, "-m", "echovlsm", "execute", SOURCES[name], out, "-f", PROFILE_FILE]
+    words = [sys.executable, "-m", "echovlsm", "execute", SOURCES[name], out, "-f", PROFILE_FILE, *options]
     for key, value in changes.items():
         if key in DECLARED[name]:
             words += ["-p", key, str(value)]
@@ -116,11 +116,11 @@ SHARED = {key: value for key, value in CHANGES.items() if key not in {*study_gri
 
 
 def cell_command(wildcards):
-    """The commands that execute a cell's notebooks, one after the other."""
+    """The commands that execute a cell's notebooks, one after the other, without what only shows something."""
     cell = CELLS[wildcards.cell]
     values = {**GRID.parameters_of(cell, GRID_FOLDER), **SHARED}
-    steps = [execution(name, f"{GRID_FOLDER}/{cell.name}/{name}.ipynb", values) for name in cell.notebooks]
-    return " && ".join(steps)
+    outs = {name: f"{GRID_FOLDER}/{cell.name}/{name}.ipynb" for name in cell.notebooks}
+    return " && ".join(execution(name, out, values, "--no-look") for name, out in outs.items())
 
 
 def cell_inputs(wildcards):
@@ -219,6 +219,7 @@ rule synthesis:
         EXECUTED["01_cohort"],
     output:
         EXECUTED["02_synthesis"],
+    priority: 1  # long, and others wait for it
     threads: VALUES["threads"]
     resources:
         gpu=1,
@@ -250,6 +251,7 @@ rule train:
         EXECUTED["02_synthesis"] if VALUES["strategy"] != "real" and DRAWN else [],
     output:
         EXECUTED["04_training"],
+    priority: 1  # long, and others wait for it
     threads: VALUES["threads"]
     resources:
         gpu=1,
@@ -314,6 +316,7 @@ rule benchmarks:
         PROFILE_FILE,
         code("10_benchmarks"),
         [str(p) for p in Path("data/results/benchmarks").rglob("*") if p.is_file()],
+        [path for name, path in EXECUTED.items() if name != "10_benchmarks"],  # it shows when they ran
     output:
         EXECUTED["10_benchmarks"],
     shell:

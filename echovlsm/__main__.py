@@ -82,6 +82,7 @@ def execute(
         Path | None, typer.Option("-f", "--profile", help="file, such as notebooks/profiles/demo.yaml")
     ] = None,
     parameter: _Pairs = None,
+    look: Annotated[bool, typer.Option(help="execute the cells that only show something")] = True,
     progress: Annotated[bool, typer.Option(help="a bar of cells")] = True,
 ) -> None:
     """Execute a notebook with Papermill, after checking its parameters."""
@@ -89,7 +90,7 @@ def execute(
         values = study.parameters.read_profile(profile) if profile else {}
         # texts as they were typed: what they are, the notebook declares
         values = study.parameters.parameters_for(notebook, values, _pairs(parameter))
-        study.execution.execute(notebook, out, values, progress=progress)
+        study.execution.execute(notebook, out, values, look=look, progress=progress)
 
 
 @app.command()

@@ -169,7 +169,8 @@ def doubling_title(records: Records) -> str:
 # -- sentences ------------------------------------------------------------------------------------------
 
 
-def _gain(row: Any) -> str:
+def gain(row: Any) -> str:
+    """A difference of `judge` in points, with its interval."""
     return f"{points(row.gain)} ({points(row.low)} to {points(row.high)})"
 
 
@@ -202,7 +203,7 @@ def _by_verdict(rows: pd.DataFrame, at: str) -> str:
     for verdict, words in (("higher", "raises Dice by"), ("lower", "lowers it by")):
         found = rows[rows["verdict"] == verdict]
         if len(found):
-            told = ", ".join(f"{_gain(row)} at {getattr(row, at)}" for row in found.itertuples())
+            told = ", ".join(f"{gain(row)} at {getattr(row, at)}" for row in found.itertuples())
             parts.append(f"{words} {told}")
     rest = rows[rows["verdict"] == "no difference shown"]
     if len(rest):
@@ -255,7 +256,7 @@ def table_sentences(records: Records) -> list[str]:
 
 
 def _strategies(rows: pd.DataFrame) -> str:
-    return "; ".join(f"`{row.strategy}` {_gain(row)}, {row.verdict}" for row in rows.itertuples())
+    return "; ".join(f"`{row.strategy}` {gain(row)}, {row.verdict}" for row in rows.itertuples())
 
 
 def convergence_sentence(records: Records) -> str:
@@ -283,7 +284,7 @@ def words_sentence(records: Records) -> str:
     if table.empty:
         return ""
     told = [
-        f"{NAMES_OF_MODELS[row.model]}, {row.comparison}: {_gain(row)}"
+        f"{NAMES_OF_MODELS[row.model]}, {row.comparison}: {gain(row)}"
         + (" (one seed)" if row.verdict == "one seed" else f", {row.verdict}")
         for row in table.itertuples()
     ]
@@ -310,7 +311,7 @@ def headline(records: Records) -> str:
             "On real echocardiograms, at equal compute and with a small model, pretraining on simulated ones "
             f"shows no gain at any number of annotated patients from {min(planned)} to {max(planned)}."
         )
-    told = ", ".join(f"{_gain(row)} with {row.patients}" for row in higher.itertuples())
+    told = ", ".join(f"{gain(row)} with {row.patients}" for row in higher.itertuples())
     rest = rows[rows["verdict"] != "higher"]["patients"]
     beyond = f", and none is shown with {', '.join(map(str, rest))}" if len(rest) else ""
     return (

@@ -16,7 +16,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from echovlsm.base import paths
+from echovlsm.base import figures, paths
 
 TABLES: tuple[str, ...] = ("pairs", "rates", "growth")
 """Tables that are read."""
@@ -241,4 +241,38 @@ def plot_peak(found: Mapping[str, float]) -> Figure:
         axes.text(value, place, f" {value:.0f}", va="center", fontsize=9)
     axes.set(xlabel="GFLOP a second, float32", xlim=(0, 1.12 * max(values)))
     axes.set_title(f"A training step reaches {found['share']:.0%} of what a matrix product reaches")
+    return figure
+
+
+CHAPTER_COLOURS: dict[str, str] = {
+    "01_cohort": "#0072B2",
+    "02_synthesis": "#E69F00",
+    "04_training": "#009E73",
+    "05_evaluation": "#56B4E9",
+}
+"""Of the notebooks in the schedule; all others are grey."""
+
+
+def plot_schedule(table: pd.DataFrame) -> Figure:
+    """Which notebook ran when, side by side in as many lanes as ran at once; `table`: `execution.schedule`."""
+    ends: list[float] = []  # of what runs last in each lane
+    figure, axes = plt.subplots(figsize=(8, 2.2))
+    for row in table.itertuples():
+        free = [lane for lane, end in enumerate(ends) if end <= row.start]
+        lane = free[0] if free else len(ends)
+        ends[lane : lane + 1] = [row.end]
+        colour = CHAPTER_COLOURS.get(row.notebook, "#999999")
+        axes.barh(lane, row.end - row.start, left=row.start, color=colour, edgecolor="white", linewidth=0.3)
+    whole = table["end"].max()
+    busy = (table["end"] - table["start"]).sum() / (whole * len(ends))
+    axes.set(xlabel="minutes", ylabel="job", yticks=range(len(ends)), yticklabels=range(1, len(ends) + 1))
+    axes.invert_yaxis()
+    marks = [
+        plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in CHAPTER_COLOURS.items()
+    ]
+    marks.append(plt.Rectangle((0, 0), 1, 1, color="#999999", label="others"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8)
+    figures.heading(
+        figure, f"{len(table)} notebooks in {whole:.0f} minutes: {busy:.0%} of the jobs' time is work"
+    )
     return figure

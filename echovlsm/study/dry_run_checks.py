@@ -424,5 +424,9 @@ def check_costs(
     parts = [(counts["train"], counts["val"])]
     if counts["before"]:
         parts.insert(0, (counts["before"], counts["before_val"]))
-    told = run_costs.time_needed(table, batch, parts, values["epochs"], values["patience"])
+    epochs, patience = values["epochs"], values["patience"]
+    if values["steps"]:  # what lies between two looks stands for an epoch
+        batch, epochs = values["batch_size"], values["steps"] // values["look_every"]
+        parts, patience = [(values["look_every"] * batch, check) for _, check in parts], epochs
+    told = run_costs.time_needed(table, batch, parts, epochs, patience)
     return [*found, Check("time", f"{told}{how}", True)]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from echovlsm.base import RunFolder, files, paths
 from echovlsm.prompts import level_for
+from echovlsm.study.answers import difference, judge
 from echovlsm.study.parameters import CHOICES
 
 AXES: dict[str, str] = {
@@ -83,18 +84,22 @@ class Grid:
         What all cells share beyond the profile.
     models
         Parameters of each model, its `weights` at least.
+    strategies
+        Parameters of some strategies, such as `steps`: those of a pretraining count in its finetuning's cost.
     """
 
     file: Path
     cells: tuple[Cell, ...]
     parameters: Mapping[str, Any]
     models: Mapping[str, Mapping[str, Any]]
+    strategies: Mapping[str, Mapping[str, Any]]
 
     def parameters_of(self, cell: Cell, folder: str | Path) -> dict[str, Any]:
         """A cell's notebook parameters on top of the profile's; `folder` holds the run folders."""
         own = {name: getattr(cell, name) for name in AXES.values()}
         run = (Path(folder) / cell.name).as_posix()
-        return {**self.parameters, **self.models[cell.model], **own, "run": run}
+        more = {**self.models[cell.model], **self.strategies.get(cell.strategy, {})}
+        return {**self.parameters, **more, **own, "run": run}
 
 
 def read_grid(file: str | Path, axes: Mapping[str, Any] | None = None) -> Grid:
@@ -118,15 +123,25 @@ def read_grid(file: str | Path, axes: Mapping[str, Any] | None = None) -> Grid:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise GridError(f"grid: {path} does not exist; there are: {known}")
     content = files.read_yaml(path, GridError, "notebooks/grids/demo.yaml shows the form")
-    if set(content) != {"parameters", "models", "blocks"}:
-        raise GridError(f"grid: {path} must have exactly the keys parameters, models and blocks")
-    for name, kind in (("parameters", dict), ("models", dict), ("blocks", list)):
+    content.setdefault("strategies", {})
+    if set(content) != {"parameters", "models", "strategies", "blocks"}:
+        raise GridError(
+            f"grid: {path} must have the keys parameters, models and blocks; beyond them only strategies"
+        )
+    for name, kind in (("parameters", dict), ("models", dict), ("strategies", dict), ("blocks", list)):
         if not isinstance(content[name], kind):
             form = "names with values" if kind is dict else "a list of blocks"
             raise GridError(f"grid: {name} of {path} must be {form}; notebooks/grids/demo.yaml shows it")
-    bare = [name for name, own in content["models"].items() if not isinstance(own, dict)]
+    if content["strategies"]:
+        _values("strategies", list(content["strategies"]), path)
+    bare = [
+        name
+        for part in ("models", "strategies")
+        for name, own in content[part].items()
+        if not isinstance(own, dict)
+    ]
     if bare:
-        raise GridError(f"grid: models of {path} must give {bare[0]} names with values, `weights` at least")
+        raise GridError(f"grid: {path} must give {bare[0]} names with values, a model its `weights` at least")
     asked = {name: _values(name, values, path) for name, values in (axes or {}).items()}
     cells: dict[Cell, None] = {}
     for block in content["blocks"]:
@@ -140,7 +155,7 @@ def read_grid(file: str | Path, axes: Mapping[str, Any] | None = None) -> Grid:
             if before is not None:
                 cells.setdefault(before)
             cells.setdefault(cell)
-    return Grid(path, tuple(cells), content["parameters"], content["models"])
+    return Grid(path, tuple(cells), *(content[name] for name in ("parameters", "models", "strategies")))
 
 
 def _axes_of(
@@ -308,6 +323,41 @@ def costs(cells: pd.DataFrame) -> pd.DataFrame:
     """Mean seconds by model, strategy and encoders of the complete cells, for `RECORDED_COSTS`."""
     done = cells[cells["done"]]
     return done.groupby(["model", "strategy", "encoders"], as_index=False)["seconds"].mean().round(2)
+
+
+def gains(
+    scores: pd.DataFrame, names: Sequence[str], base: str, column: str, by: Sequence[str]
+) -> pd.DataFrame:
+    """Values of a column less another, in each cell that has both with a common seed: one family.
+
+    Parameters
+    ----------
+    scores
+        Of `collect`.
+    names, base
+        Values of `column`; each of `names` less `base`.
+    by
+        Columns that make a cell.
+
+    Returns
+    -------
+    DataFrame
+        `column`, `by`, `dice` (mean of the former on the seeds that both have), and as of `judge`; empty
+        where no cell has both.
+    """
+    rows = []
+    for cell, part in scores.groupby(list(by), sort=False):
+        arms = {
+            name: own.groupby(["seed", "patient"])["dice"].mean().unstack("patient")
+            for name, own in part.groupby(column)
+        }
+        for name in names:
+            found = difference(arms[name], arms[base]) if {name, base} <= set(arms) else None
+            if found:
+                seeds = arms[name].index.intersection(arms[base].index)
+                own = {column: name, **dict(zip(by, cell, strict=True))}
+                rows.append({**own, "dice": float(arms[name].loc[seeds].to_numpy().mean()), **found})
+    return judge(rows)
 
 
 def runs_of(grid: Grid, folder: str | Path, **wanted: Any) -> Sequence[tuple[Cell, RunFolder]]:

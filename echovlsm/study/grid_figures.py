@@ -13,12 +13,16 @@ from matplotlib.figure import Figure
 from echovlsm.base import figures
 from echovlsm.cohort import load_image, load_labels
 from echovlsm.evaluation import to_mask
+from echovlsm.study.answer_text import gain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_NAMES: dict[str, str] = {"clipseg": "CLIPSeg", "cris": "CRIS", "unet": "U-Net"}
 _MODEL_MARKS: dict[str, str] = {"clipseg": "o", "cris": "s", "unet": "^"}
+FINDINGS: tuple[str, ...] = ("higher", "lower")
+"""Verdicts that are findings."""
+
 _STRATEGY_NAMES: dict[str, str] = {"synth-PT:real-FT": "PT-FT"}
 
 
@@ -27,76 +31,70 @@ def short(strategy: str) -> str:
     return _STRATEGY_NAMES.get(strategy, strategy)
 
 
-def plot_differences(tables: Mapping[str, pd.DataFrame], what: str) -> Figure:
-    """Differences of Dice by prompt, one panel a model, with intervals over patients.
+def plot_differences(table: pd.DataFrame, column: str, what: str) -> Figure:
+    """Gains by prompt with their intervals, one panel a model; what is no finding is hollow.
 
     Parameters
     ----------
-    tables
-        Strategy to a table of `statistics.compare` by model and prompt.
+    table
+        Of `grid.gains`, by model and prompt.
+    column
+        Column that gives each row its colour: ``strategy``.
     what
-        What is subtracted from what, for axis and title.
+        What is subtracted from what, for the title.
     """
-    together = pd.concat(tables, names=["strategy"]).reset_index("strategy")
-    models = list(dict.fromkeys(together["model"]))
+    models = list(dict.fromkeys(table["model"]))
+    names = list(dict.fromkeys(table[column]))
     # a panel has the prompts of its model alone and is as wide as they need
-    asked = {model: sorted(part["prompt"].unique()) for model, part in together.groupby("model")}
+    asked = {model: sorted(part["prompt"].unique()) for model, part in table.groupby("model")}
     widths = [len(asked[model]) for model in models]
-    figure, axes = plt.subplots(
-        1,
-        len(models),
-        figsize=(1.6 + 1.15 * sum(widths), 3.6),
-        sharey=True,
-        squeeze=False,
-        gridspec_kw={"width_ratios": widths},
-    )
+    size = (2.2 + 1.3 * sum(widths), 3.6)
+    ratios = {"width_ratios": widths}
+    figure, axes = plt.subplots(1, len(models), figsize=size, sharey=True, squeeze=False, gridspec_kw=ratios)
     for axis, model in zip(axes[0], models, strict=True):
-        prompts = asked[model]
         axis.axhline(0, color="#333333", linewidth=0.8)
-        for number, (strategy, table) in enumerate(tables.items()):
-            part = table[table["model"] == model]
-            place = np.array([prompts.index(prompt) for prompt in part["prompt"]], dtype=float)
-            place += 0.16 * (number - (len(tables) - 1) / 2)
-            points = 100 * part[["difference", "low", "high"]].to_numpy(dtype=float).T
-            style = {"color": figures.STRATEGY_COLOURS[strategy], "label": short(strategy)}
-            bars = np.abs(points[1:] - points[0])
-            axis.errorbar(place, points[0], bars, fmt=_MODEL_MARKS[model], **style)
+        for row in table[table["model"] == model].itertuples():
+            name = getattr(row, column)
+            place = asked[model].index(row.prompt) + 0.16 * (names.index(name) - (len(names) - 1) / 2)
+            colour = figures.STRATEGY_COLOURS[name]
+            bars = [[100 * (row.gain - row.low)], [100 * (row.high - row.gain)]]
+            fill = colour if row.verdict in FINDINGS else "white"
+            style = {"color": colour, "mfc": fill, "fmt": _MODEL_MARKS[model]}
+            axis.errorbar(place, 100 * row.gain, bars, **style)
         axis.set_title(MODEL_NAMES[model])
-        axis.set_xticks(range(len(prompts)), prompts)
-        axis.set_xlim(-0.5, len(prompts) - 0.5)
+        axis.set_xticks(range(len(asked[model])), asked[model])
+        axis.set_xlim(-0.5, len(asked[model]) - 0.5)
     axes[0, 0].set_ylabel("difference, points of Dice")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    if len(tables) > 1:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    up = (together["difference"] > 0).sum()
-    clear = (together["low"] > 0).sum()
-    told = f"{what}: higher in {up} of {len(together)} cells, beyond the interval in {clear}"
-    figures.heading(figure, told)
+    marks = [
+        plt.Line2D([], [], color=figures.STRATEGY_COLOURS[name], marker="o", label=short(name))
+        for name in names
+    ]
+    hollow = plt.Line2D([], [], color="#333333", marker="o", mfc="white", linestyle="", label="no finding")
+    figure.legend(handles=[*marks, hollow], loc="outside right upper", fontsize=8)
+    figures.heading(figure, f"{what}: {told_of_verdicts(table)}")
     return figure
 
 
-def plot_convergence(histories: pd.DataFrame, target: float, encoders: str = "unfrozen") -> Figure:
-    """Validation Dice over epochs, mean and range over prompts and seeds, one panel a model."""
-    chosen = histories[histories["encoders"] == encoders]
+def plot_convergence(histories: pd.DataFrame, target: float) -> Figure:
+    """Validation Dice over steps, mean and range over prompts and seeds, one panel a model."""
+    chosen = histories[histories["encoders"] == "unfrozen"]
     models = list(dict.fromkeys(chosen["model"]))
     figure, axes = plt.subplots(1, len(models), figsize=(3.4 * len(models), 3.4), sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models, strict=True):
         for strategy, part in chosen[chosen["model"] == model].groupby("strategy"):
-            curve = part.groupby("epoch")["val_dice"].agg(["mean", "min", "max"])
+            curve = part.groupby("step")["val_dice"].agg(["mean", "min", "max"])
             colour = figures.STRATEGY_COLOURS[strategy]
             axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.12, linewidth=0)
             axis.plot(curve.index, curve["mean"], "-o", markersize=3, color=colour, label=short(strategy))
         axis.axhline(target, color="#333333", linestyle=":", linewidth=1)
-        axis.set(xlabel="epoch", ylim=(0, 1), title=MODEL_NAMES[model])
+        axis.set(xlabel="step of this training", ylim=(0, 1), title=MODEL_NAMES[model])
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("validation Dice")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    first = chosen[chosen["epoch"] == 1].groupby("strategy")["val_dice"].mean()
-    told = f"After one epoch, {encoders}: " + ", ".join(
-        f"{short(name)} {first[name]:.2f}" for name in ("real", "synth-PT:real-FT") if name in first
-    )
-    figures.heading(figure, told)
+    ends = chosen.sort_values("step").groupby(["model", "prompt", "strategy", "seed"])["val_dice"]
+    late = (ends.last() - ends.apply(lambda values: values.iloc[-1 - len(values) // 4])).mean()
+    figures.heading(figure, f"The last quarter of the steps adds {100 * late:+.1f} points on average")
     return figure
 
 
@@ -154,11 +152,7 @@ def plot_word_effects(effects: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("change of Dice when this word is false, points")
     figure.legend(loc="outside right center", fontsize=8)
-    mean = effects.groupby("swapped")["mean"].mean()
-    others = mean.drop("structure", errors="ignore")
-    told = f"A false structure costs {-100 * mean.get('structure', np.nan):.0f} points"
-    told = f"{told}, any other false word at most {max(0, -100 * others.min()):.1f}"
-    figures.heading(figure, told)
+    figures.heading(figure, told_of_words(effects))
     return figure
 
 
@@ -185,14 +179,34 @@ def plot_union(frames: pd.DataFrame, logits: Tensor, places: Sequence[int], titl
     return figure
 
 
-def told_of_gain(strategy: str, comparison: pd.DataFrame) -> str:
-    """What a strategy changes against `real`, in a sentence; `comparison` is of `statistics.compare`."""
-    up, clear = (comparison["difference"] > 0).sum(), (comparison["low"] > 0).sum()
-    points = 100 * comparison["difference"].mean()
-    return (
-        f"`{strategy}` minus `real`: {points:+.1f} points of Dice on average, higher in {up} of "
-        f"{len(comparison)} cells, beyond the interval over patients in {clear}."
-    )
+def told_of_words(effects: pd.DataFrame) -> str:
+    """What a false structure and the worst other false word cost each model, as a title."""
+    told = []
+    for model, part in effects.groupby("model", sort=False):
+        mean = part.set_index("swapped")["mean"]
+        others = mean.drop("structure", errors="ignore")
+        worst = f", {others.idxmin()} {-100 * others.min():.1f}" if len(others) and others.min() < 0 else ""
+        told.append(f"{MODEL_NAMES[model]}: structure {-100 * mean.get('structure', np.nan):.0f}{worst}")
+    return f"What a false word costs, in points. {'; '.join(told)}"
+
+
+def told_of_verdicts(table: pd.DataFrame) -> str:
+    """How many of a family's differences are findings, in words."""
+    counts = table["verdict"].value_counts()
+    parts = [f"{verdict} in {counts.get(verdict, 0)}" for verdict in FINDINGS]
+    single = f", one seed in {counts['one seed']}" if "one seed" in counts else ""
+    return f"{' and '.join(parts)} of {len(table)} comparisons{single}"
+
+
+def told_of_gain(strategy: str, table: pd.DataFrame) -> str:
+    """What a strategy changes against `real`, in a sentence; `table`: its rows of `grid.gains`."""
+    told = [
+        f"{MODEL_NAMES[row.model]} at {row.prompt} {gain(row)}"
+        for row in table.itertuples()
+        if row.verdict in FINDINGS
+    ]
+    each = f": {', '.join(told)} points" if told else ""
+    return f"`{strategy}` against `real`: {told_of_verdicts(table)}{each}."
 
 
 def told_of_models(scores: pd.DataFrame) -> str:
@@ -200,4 +214,4 @@ def told_of_models(scores: pd.DataFrame) -> str:
     fair = scores.query("strategy == 'real' and encoders == 'unfrozen' and prompt != 'P0'")
     means = fair.groupby("model")["dice"].mean()
     told = ", ".join(f"{MODEL_NAMES[name]} {100 * dice:.1f}" for name, dice in means.items())
-    return f"Mean Dice of `real`, unfrozen, prompts with words: {told} (no words)."
+    return f"Mean Dice of `real`, unfrozen, prompts with words: {told} (reads no words)."

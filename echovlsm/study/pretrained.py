@@ -16,6 +16,7 @@ from echovlsm.training import strategies
 
 _LEARNED: tuple[str, ...] = (
     *("model", "encoders", "prompt", "variant", "missing", "augment", "epochs", "keep", "batch_size"),
+    *("steps", "look_every"),
     *("learning_rate", "weight_decay", "dice_weight", "ce_weight", "schedule", "plateau_factor"),
     *("plateau_patience", "patience", "mixed_precision", "seed", "image_size"),
 )

@@ -248,7 +248,9 @@ def train_run(
 
 def fit_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a notebook that `training.fit` takes."""
-    names = "epochs keep batch_size learning_rate weight_decay dice_weight ce_weight schedule"
+    names = (
+        "epochs steps look_every keep batch_size learning_rate weight_decay dice_weight ce_weight schedule"
+    )
     names += " plateau_factor plateau_patience patience mixed_precision seed"
     return {name: parameters[name] for name in names.split()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -200,3 +201,40 @@ def test_the_reference_has_a_column_of_its_own(small: Path, tmp_path: Path) -> N
 def test_an_empty_grid_says_what_to_do(small: Path, tmp_path: Path) -> None:
     with pytest.raises(GridError, match="snakemake grid"):
         grid.collect(read_grid(small), tmp_path)
+
+
+def test_a_strategy_has_parameters_of_its_own(small: Path) -> None:
+    small.write_text(small.read_text() + "strategies:\n  synthetic: {steps: 80}\n")
+    cells = read_grid(small, {"strategies": "synth-PT:real-FT", "models": "clipseg"})
+    steps = {cell.strategy: cells.parameters_of(cell, "x").get("steps") for cell in cells.cells}
+    assert steps == {"synthetic": 80, "synth-PT:real-FT": None}
+    small.write_text(small.read_text().replace("synthetic: {steps", "guess: {steps"))
+    with pytest.raises(GridError, match="'guess' is not known"):
+        read_grid(small)
+
+
+def _scores(gain: float, seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Scores of `real`, and of `joint` that is better by `gain`; patients differ, and so do seeds."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(30):
+        level, off = rng.uniform(0.6, 0.8), rng.normal(0, 0.01)
+        for seed in seeds:
+            for strategy, more in (("real", 0.0), ("joint", gain + off + 0.001 * seed)):
+                about = {"model": "cris", "prompt": "P1", "seed": seed, "strategy": strategy}
+                rows.append({**about, "patient": f"p{patient}", "dice": level + more})
+    return pd.DataFrame(rows)
+
+
+def test_a_gain_is_a_finding_over_patients_and_seeds_only() -> None:
+    names, by = ["joint", "synthetic"], ["model", "prompt"]
+    found = grid.gains(_scores(0.05, (1, 2)), names, "real", "strategy", by)
+    assert found["strategy"].tolist() == ["joint"]  # no cell has the other
+    row = found.iloc[0]
+    assert row["verdict"] == "higher" and row["low"] > 0
+    assert row["gain"] == pytest.approx(0.05, abs=0.01)
+    alone = grid.gains(_scores(0.05, (1,)), names, "real", "strategy", by).iloc[0]
+    assert alone["verdict"] == "one seed"
+    none = grid.gains(_scores(0.0, (-1, 1)), names, "real", "strategy", by).iloc[0]
+    assert none["verdict"] == "no difference shown"
+    assert grid.gains(_scores(0.05, (1,)), ["synthetic"], "real", "strategy", by).empty

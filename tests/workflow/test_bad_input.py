@@ -967,7 +967,7 @@ def a_grid_without_results(place: Place) -> Callable[[], object]:
     return partial(collect, read_grid(grid_file(place)), place.path / "runs")
 
 
-@bad(GridError, r"grid\.yaml must have exactly the keys parameters, models and blocks", "exactly the keys")
+@bad(GridError, r"grid\.yaml must have the keys parameters, models and blocks", "must have the keys")
 def a_grid_with_an_unknown_key(place: Place) -> Callable[[], object]:
     return partial(read_grid, grid_file(place, seeds=[1, 2]))
 
