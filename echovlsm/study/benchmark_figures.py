@@ -254,7 +254,7 @@ CHAPTER_COLOURS: dict[str, str] = {
 
 
 def plot_schedule(table: pd.DataFrame) -> Figure:
-    """Which notebook ran when, side by side in as many lanes as ran at once; `table`: `execution.schedule`."""
+    """Which notebook ran when, in as many lanes as ran at once; `table`: of `execution.schedule`."""
     ends: list[float] = []  # of what runs last in each lane
     figure, axes = plt.subplots(figsize=(8, 2.2))
     for row in table.itertuples():

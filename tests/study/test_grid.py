@@ -231,7 +231,8 @@ def test_a_gain_is_a_finding_over_patients_and_seeds_only() -> None:
     found = grid.gains(_scores(0.05, (1, 2)), names, "real", "strategy", by)
     assert found["strategy"].tolist() == ["joint"]  # no cell has the other
     row = found.iloc[0]
-    assert row["verdict"] == "higher" and row["low"] > 0
+    assert row["verdict"] == "higher"
+    assert row["low"] > 0
     assert row["gain"] == pytest.approx(0.05, abs=0.01)
     alone = grid.gains(_scores(0.05, (1,)), names, "real", "strategy", by).iloc[0]
     assert alone["verdict"] == "one seed"
