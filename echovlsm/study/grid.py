@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from echovlsm.base import RunFolder, files, paths
+from echovlsm.evaluation import scoring
 from echovlsm.prompts import level_for
 from echovlsm.study.answers import difference, judge
 from echovlsm.study.parameters import CHOICES
@@ -272,7 +273,7 @@ def collect(grid: Grid, folder: str | Path) -> dict[str, pd.DataFrame]:
     Returns
     -------
     dict
-        `scores` (one row a mask; the text-blind reference has the prompt `NO_WORDS`), `histories` (one row an
+        `scores` (one row a mask of the three structures; the text-blind reference has the prompt `NO_WORDS`), `histories` (one row an
         epoch, with the cell's columns), `cells` (one row a cell: its columns, `done`, `seconds`,
         `training_seconds`, `peak_memory_gib`, `name`). `scores.attrs` has `scale`, `cohort` and `kind`.
 
@@ -305,9 +306,8 @@ def collect(grid: Grid, folder: str | Path) -> dict[str, pd.DataFrame]:
                     f"they cannot stand in one table; run `snakemake grid` again"
                 )
         remedy = f"delete {run.path} and run `snakemake grid` again"
-        scores.append(
-            files.read_table(run / "scores.parquet", GridError, remedy, ("model", "prompt", "dice"))
-        )
+        table = files.read_table(run / "scores.parquet", GridError, remedy, ("model", "prompt", "dice"))
+        scores.append(scoring.three_structures(table))
         if cell.strategy != "zeroshot":
             history = files.read_table(run / "history.csv", GridError, remedy, ("epoch", "val_dice"))
             histories.append(history.assign(**own))

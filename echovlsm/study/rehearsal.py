@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echovlsm.base import RunFolder, files, paths
+from echovlsm.evaluation import scoring
 from echovlsm.study import dry_run_checks as checks
 from echovlsm.study.dry_run import (
     NOTEBOOKS,
@@ -71,7 +72,7 @@ def rehearse(values: Mapping[str, Any]) -> dict[str, Any]:
     _, frames = checks.check_cohort(values)
     counts = checks.count_pictures(values, frames, checks.check_synthetic(values)[1])
     history = pd.read_csv(run / "history.csv").to_dict("records")[-1]
-    scores = pd.read_parquet(run / "scores.parquet")
+    scores = scoring.three_structures(pd.read_parquet(run / "scores.parquet"))
     scores = scores[scores["strategy"] == values["strategy"]]
     pictures = len(scores[["patient", "view", "phase"]].drop_duplicates())
     shown = {key: value for key, value in record["parameters"].items() if key not in _PLACES}
