@@ -25,7 +25,7 @@ import yaml
 
 from book.tools import reliability as book_reliability
 from book.tools import tables as book_tables
-from book.tools.freshness import UNKNOWN, BookError, PageFacts, page_facts, prose_line
+from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts, page_facts, prose_line
 from echovlsm.base import files, paths
 from echovlsm.study import freshness
 
@@ -36,6 +36,7 @@ _SCALE_NOTES = {
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
     "full": "**Full scale.**",
 }
+_RECORDED_NOTE = "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 # The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
 _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
@@ -215,10 +216,12 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
     if not any(_WIDGET in output.get("data", {}) for output in outputs):
         notebook.metadata.pop("widgets", None)  # the state of widgets that the page does not show
 
-    note = _box(f"scale-note scale-{fact.scale}", _SCALE_NOTES.get(fact.scale, f"**Scale {fact.scale}.**"))
+    told = _SCALE_NOTES.get(fact.scale, f"**Scale {fact.scale}.**")
+    recorded = fact.cohort.startswith(RECORDED)
+    note = _box(f"scale-note scale-{fact.scale}", _RECORDED_NOTE if recorded else told)
     if fact.state == "not executed":
         note = ":::{warning}\nThis notebook was not executed: it is shown without results.\n:::"
-    elif fact.cohort != UNKNOWN:
+    elif fact.cohort != UNKNOWN and not recorded:
         note = note.replace("\n:::", f" Cohort: {fact.cohort}.\n:::")
     first = notebook.cells[0] if notebook.cells else None
     if first is None or first.cell_type != "markdown" or not first.source.startswith("# "):

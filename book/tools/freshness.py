@@ -13,6 +13,9 @@ from echovlsm.base import files, paths, plain
 from echovlsm.study import freshness
 
 BookError = freshness.BookError
+RECORDED = "as recorded in"
+"""How the cohort of a page begins that trains nothing and shows results on record."""
+
 UNKNOWN = "not recorded"
 
 
@@ -102,7 +105,7 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, A
     if not cohort and "cohort" in run:
         return str(run["cohort"])
     if not cohort:
-        return f"as recorded in {results}" if (results := freshness.recorded(parameters)) else UNKNOWN
+        return f"{RECORDED} {results}" if (results := freshness.recorded(parameters)) else UNKNOWN
     folder = paths.resolve(cohort, root)
     meta = folder / "cohort.yaml"
     remedy = "copy the cohort again, or execute the notebook on another"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from echovlsm.base import figures
 from echovlsm.study.answer_text import NAMES
 from echovlsm.study.answers import STRATEGIES
-from echovlsm.study.plan import ALL
+from echovlsm.study.plan import ALL, NOTHING
 from echovlsm.study.real_figures import YARDSTICK
 
 COLOURS: dict[str, str] = {
@@ -156,7 +156,8 @@ def plot_doubling(table: pd.DataFrame, rate: float, size: int, chosen: int) -> F
         axes.annotate(
             f"{patients}",
             (last["steps"], last["dice"]),
-            xytext=(6, -3),
+            xytext=(6, -3) if arm == NOTHING else (-6, -3),
+            ha="left" if arm == NOTHING else "right",
             textcoords="offset points",
             fontsize=9,
         )
