@@ -36,7 +36,9 @@ _SCALE_NOTES = {
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
     "full": "**Full scale.**",
 }
-_RECORDED_NOTE = "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
+_RECORDED_NOTE = (
+    "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
+)
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 # The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
 _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')

@@ -166,6 +166,30 @@ def doubling_title(records: Records) -> str:
     return f"Twice the steps add {told} patients (points; one seed)"
 
 
+def size_sentence(records: Records) -> str:
+    """What a larger image gains at half the recipe's steps, and why it is not taken; empty if not on record."""
+    table, recipe = doubling(records), records.recipe
+    if table.empty:
+        return ""
+    half = table[(table["steps"] == (recipe.first + recipe.second) // 2) & (table["arm"] == NOTHING)]
+    half = half[np.isclose(half["rate"], recipe.rate)]
+    wide = half.pivot_table(index="patients", columns="image_size", values="dice").dropna()
+    larger = [size for size in wide.columns if size > recipe.image_size]
+    if wide.empty or not larger:
+        return ""
+    side = larger[0]
+    told = " and ".join(
+        f"{row[side]:.3f} instead of {row[recipe.image_size]:.3f} with {patients} patients"
+        for patients, row in wide.iterrows()
+    )
+    return (
+        f"The size of the images counts: with {side} pixels a side {half['steps'].iloc[0]:,} steps give {told} "
+        f"(one seed), at {(side / recipe.image_size) ** 2:.3g} times the cost. The study stays at "
+        f"{recipe.image_size} pixels, so that all of it can be run on a processor; what it says holds for "
+        "small images."
+    )
+
+
 # -- sentences ------------------------------------------------------------------------------------------
 
 

@@ -213,6 +213,14 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
     assert answer_text.doubling_title(whole).startswith("Twice the steps add")
 
 
+def test_the_trial_of_a_larger_image_is_told_if_it_is_there(whole: answers.Records, tmp_path: Path) -> None:
+    told = answer_text.size_sentence(whole)
+    assert "96 pixels a side 2,400 steps" in told
+    assert "2.25 times the cost" in told
+    small = [run for run in study() if run.recipe.image_size == 64]
+    assert answer_text.size_sentence(write(tmp_path / "small", small)) == ""
+
+
 def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
     """Until runs of the recipe's own steps are on record there is nothing that twice the steps add to."""
     trials = [run for run in study() if run.choice]
