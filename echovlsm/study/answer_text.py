@@ -167,7 +167,7 @@ def doubling_title(records: Records) -> str:
 
 
 def size_sentence(records: Records) -> str:
-    """What a larger image gains at half the recipe's steps, and why it is not taken; empty if not on record."""
+    """What a larger image gains at half the recipe's steps, and why it is not taken; empty without records."""
     table, recipe = doubling(records), records.recipe
     if table.empty:
         return ""
@@ -183,8 +183,8 @@ def size_sentence(records: Records) -> str:
         for patients, row in wide.iterrows()
     )
     return (
-        f"The size of the images counts: with {side} pixels a side {half['steps'].iloc[0]:,} steps give {told} "
-        f"(one seed), at {(side / recipe.image_size) ** 2:.3g} times the cost. The study stays at "
+        f"The size of the images counts: with {side} pixels a side {half['steps'].iloc[0]:,} steps give "
+        f"{told} (one seed), at {(side / recipe.image_size) ** 2:.3g} times the cost. The study stays at "
         f"{recipe.image_size} pixels, so that all of it can be run on a processor; what it says holds for "
         "small images."
     )
