@@ -167,7 +167,7 @@ def doubling_title(records: Records) -> str:
 
 
 def size_sentence(records: Records) -> str:
-    """What a larger image gains at half the recipe's steps, and why it is not taken; empty without records."""
+    """What a larger image gains at half the recipe's steps, and why it is not taken; empty without record."""
     table, recipe = doubling(records), records.recipe
     if table.empty:
         return ""

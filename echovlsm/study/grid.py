@@ -275,7 +275,8 @@ def collect(grid: Grid, folder: str | Path) -> dict[str, pd.DataFrame]:
     dict
         `scores` (one row a mask of the three structures; the text-blind reference has the prompt
         `NO_WORDS`), `histories` (one row an epoch, with the cell's columns), `cells` (one row a cell: its
-        columns, `done`, `seconds`, `training_seconds`, `peak_memory_gib`, `name`). `scores.attrs` has `scale`, `cohort` and `kind`.
+        columns, `done`, `seconds`, `training_seconds`, `peak_memory_gib`, `name`). `scores.attrs` has
+        `scale`, `cohort` and `kind`.
 
     Raises
     ------

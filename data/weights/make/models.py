@@ -291,9 +291,9 @@ say the same.
 _TRIED = """
 ## Tried, and not taken
 
-A longer training on grainy scenes, with captions of what is absent: on real echocardiograms it took 100 to 120 steps to a Dice of
-0.70 where these weights take 170 to 210 (three seeds). The aim was half. It also gave an empty mask for every word that it had not
-met, so that a zero-shot score said nothing.
+A longer training on grainy scenes, with captions of what is absent: on real echocardiograms it took 100 to
+120 steps to a Dice of 0.70 where these weights take 170 to 210 (three seeds). The aim was half. It also gave
+an empty mask for every word that it had not met, so that a zero-shot score said nothing.
 """
 
 _ORIGINALS = {
