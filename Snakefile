@@ -90,6 +90,8 @@ def released(folder):
     return is_released(folder)
 
 
+# Nearly all waits for the cohort, so that its images are drawn on all cores, unless the command line says otherwise.
+DRAWERS = CHANGES.get("threads", max(VALUES["threads"], workflow.cores or 1))
 DRAWN = not all(map(released, VALUES["synthetic"].split(",")))
 SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}["sdm"]
 
@@ -204,9 +206,9 @@ rule cohort:
         code("01_cohort"),
     output:
         EXECUTED["01_cohort"],
-    threads: VALUES["threads"]
+    threads: DRAWERS
     shell:
-        command("01_cohort")
+        command("01_cohort", threads=DRAWERS)
 
 
 rule synthesis:
