@@ -208,7 +208,7 @@ rule cohort:
         EXECUTED["01_cohort"],
     threads: DRAWERS
     shell:
-        command("01_cohort", threads=DRAWERS)
+        command("01_cohort") + " -p threads {threads}"  # not part of the text, so that it makes nothing stale
 
 
 rule synthesis:
