@@ -33,10 +33,12 @@ __all__ = ["BookError", "PageFacts", "build", "notebook_pages", "stage", "toc_pa
 
 _SCALE_NOTES = {
     "smoke": "**Smoke scale.** A test of the machinery that takes seconds. Its numbers mean nothing.",
-    "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
+    "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are not findings.",
     "full": "**Full scale.**",
 }
-_RECORDED_NOTE = "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
+_RECORDED_NOTE = (
+    "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
+)
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 # The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
 _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
@@ -44,6 +46,8 @@ _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
 _THEBE = re.compile(
     r"<script>const THEBE_JS_URL.*?</script>\s*|<script[^>]*sphinx-thebe\.js[^>]*></script>\s*"
 )
+# What opens or closes a run's record in a notebook.
+_RECORD = re.compile(r"\b(?:page\.open|record\.(?:start|finish|discard))\(")
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
 
@@ -192,25 +196,18 @@ def _box(classes: str, text: str) -> str:
 
 
 def _dress(notebook: Any, fact: PageFacts) -> None:
-    """Make an executed notebook a page: scale below the title, parameters folded, progress bars out."""
+    """Make an executed notebook a page: scale below the title, bookkeeping folded, progress bars out."""
     from nbformat.v4 import new_markdown_cell
 
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
             if any(output.output_type == "error" for output in cell.outputs):
                 raise BookError(f"{fact.page}: cell {number} ended with an error; execute the notebook again")
-            tags = cell.metadata.get("tags", [])
-            live = "remove-output" in tags
+            live = "remove-output" in cell.metadata.get("tags", [])
             cell.outputs = [] if live else [output for output in map(_tidy, cell.outputs) if output]
             _set_alt(cell)
-            if "injected-parameters" in tags:
-                shown = [tag for tag in tags if not tag.startswith(("remove-", "hide-"))]
-                cell.metadata["tags"] = [*shown, "hide-input"]
-                cell.metadata["mystnb"] = {
-                    "code_prompt_show": "Show the parameters of this run",
-                    "code_prompt_hide": "Hide the parameters of this run",
-                }
         cell.metadata.pop("papermill", None)
+    notebook.cells = _folded(notebook.cells)
     notebook.metadata.pop("papermill", None)  # holds paths of the machine that executed
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     if not any(_WIDGET in output.get("data", {}) for output in outputs):
@@ -229,6 +226,55 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
     title, _, rest = first.source.partition("\n")
     first.source = f"{title}\n\n{note}\n{rest}"
     notebook.cells.append(new_markdown_cell(_box("freshness", fact.line), id="freshness"))
+
+
+def _folded(cells: Iterable[Any]) -> list[Any]:
+    """Cells with bookkeeping collapsed; neighbours without an output become one.
+
+    Bookkeeping is the parameters, imports, and what opens or closes the run's record: a reader of the page
+    looks for the subject. In the notebook these cells stay open.
+    """
+    shown: list[Any] = []
+    held: list[str] = []  # what the last cell of `shown` holds, if it is folded and has no output
+    for cell in cells:
+        words = _bookkeeping(cell)
+        if words:
+            bare = not cell.outputs
+            if held and bare:
+                shown[-1].source += f"\n\n{cell.source}"
+                held += [word for word in words if word not in held]
+            else:
+                shown.append(cell)
+                held = list(words)
+            told = " and ".join(filter(None, [", ".join(held[:-1]), held[-1]]))
+            folded = shown[-1]
+            tags = [
+                tag for tag in folded.metadata.get("tags", []) if not tag.startswith(("remove-", "hide-"))
+            ]
+            folded.metadata["tags"] = [*tags, "hide-input"]
+            folded.metadata.setdefault("mystnb", {}).update(
+                code_prompt_show=f"Show {told}", code_prompt_hide=f"Hide {told}"
+            )
+            held = held if bare else []
+        else:
+            shown.append(cell)
+            held = []
+    return shown
+
+
+def _bookkeeping(cell: Any) -> list[str]:
+    """What of bookkeeping a cell holds, in words; empty for a cell that is to be read."""
+    if cell.cell_type != "code":
+        return []
+    if any(tag.endswith("parameters") for tag in cell.metadata.get("tags", [])):
+        return ["parameters"]
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    found = {
+        "imports": any(line.startswith(("import ", "from ")) for line in lines),
+        "record-keeping": any(_RECORD.search(line) for line in lines)
+        or bool(lines and all(line.startswith((" ", ")", "record.write")) for line in lines)),
+    }
+    return [words for words, there in found.items() if there]
 
 
 def _set_alt(cell: Any) -> None:

@@ -194,6 +194,39 @@ def test_book_builds_every_page_and_asks_no_other_host(project: Path, executed: 
     assert list((vendor / "mathjax").rglob("*.woff"))
 
 
+def test_bookkeeping_is_folded_and_what_is_to_be_read_is_not(
+    project: Path, executed: dict[str, Path], tmp_path: Path
+) -> None:
+    page, path = next(iter(executed.items()))
+    notebook = nbformat.read(path, as_version=4)
+    printed = new_output("stream", name="stdout", text="5 images")
+    cells = [
+        "import numpy",
+        "x = 1\npage.open(x)",
+        "y = 2",
+        "page.open(y)\nprint(y)",
+        "record.write_table(y)",
+    ]
+    notebook.cells[3:3] = [new_code_cell(source, id=f"new{n}") for n, source in enumerate(cells)]
+    notebook.cells[6].outputs = [printed]
+    nbformat.write(notebook, path)
+    book.stage("demo", executed, tmp_path / "out", root=project)
+    staged = nbformat.read(tmp_path / "out" / f"{page}.ipynb", as_version=4)
+    code = [cell for cell in staged.cells if cell.cell_type == "code"]
+    folded = {
+        cell.source: cell.metadata["mystnb"]["code_prompt_show"]
+        for cell in code
+        if "hide-input" in cell.metadata.get("tags", [])
+    }
+    first, printing, last = folded
+    assert [part in first for part in ("prompt: str", "prompt = 'P3'", "numpy", "page.open(x)")] == [True] * 4
+    assert folded[first] == "Show parameters, imports and record-keeping"
+    assert printing == cells[3], "a cell with an output stays by itself"
+    assert last == cells[4]
+    assert folded[last] == "Show record-keeping"
+    assert [cell.source for cell in code if cell.source not in folded] == ["y = 2", "1 + 1"]
+
+
 def _links(page: Path) -> list[str]:
     """Where the buttons in a page's header lead."""
     header = page.read_text().split('<div class="article-header-buttons">')[1].split("</article>")[0]
