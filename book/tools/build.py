@@ -1,7 +1,9 @@
 """The book: stage the prose and the executed notebooks, say on each page how fresh it is, build, check.
 
 Notebooks are committed without outputs. The book publishes the copies that Papermill executed, so a source
-tree of its own is staged first, and Jupyter Book builds that. Command line::
+tree of its own is staged first, and Jupyter Book builds that. A page is dressed for a reader: what was found
+comes first, bookkeeping is folded, a section tagged ``with-results`` that shows nothing is left out. Command
+line::
 
     python -m book.tools record EXECUTED                      # right after Papermill
     python -m book.tools build --scale demo --executed notebooks/01_cohort=EXECUTED --executed ...

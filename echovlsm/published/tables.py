@@ -214,7 +214,7 @@ def ledger_table(ledger: pd.DataFrame) -> Styler:
     )
     view = ["claim", "place", "given", "recomputed", "interval", "verdict", "reason"]
     # a p stays with its number, and a number in one piece
-    numbers = {r"\bp (≤ )?(?=\d)": r"p\u00a0\1", "≤ ": "≤\u00a0", r"(?<=\d)e-(?=\d)": "e\u2011"}
+    numbers = {r"\bp (≤ )?(?=\d)": "p\u00a0\\1", "≤ ": "≤\u00a0", r"(?<=\d)e-(?=\d)": "e\u2011"}
     shown = shown[view].fillna("").replace(numbers, regex=True)
     rest = (100 - sum(_WIDTHS.values())) / (len(view) - len(_WIDTHS))
     widths = [

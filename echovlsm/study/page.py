@@ -26,8 +26,8 @@ HEADINGS: dict[str, str] = {
     "plain_seconds": "plain way (s)",
     "before_seconds": "before (s)",
     "after_seconds": "after (s)",
-    "seconds_least": "seconds at least",
-    "seconds_most": "seconds at most",
+    "seconds_least": "seconds for the least",
+    "seconds_most": "seconds for the most",
     "exponent_end": "exponent at the end",
     "equal": "results",
 }
