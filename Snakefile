@@ -56,6 +56,7 @@ EXECUTED = {
     "05_evaluation": f"{CELL}/05_evaluation.ipynb",
     "06_results": f"runs/{PROFILE}/06_results/06_results.ipynb",
     "07_published": f"runs/{PROFILE}/07_published/07_published.ipynb",
+    "12_released_code": f"runs/{PROFILE}/12_released_code/12_released_code.ipynb",
     "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
     "09_real_hearts": f"runs/{PROFILE}/09_real_hearts/09_real_hearts.ipynb",
     "10_benchmarks": f"runs/{PROFILE}/10_benchmarks/10_benchmarks.ipynb",
@@ -286,6 +287,18 @@ rule published:
         command("07_published")
 
 
+rule released_code:
+    input:
+        SOURCES["12_released_code"],
+        PROFILE_FILE,
+        code("12_released_code"),
+        [str(p) for p in Path("data/published").rglob("*") if p.is_file()],
+    output:
+        EXECUTED["12_released_code"],
+    shell:
+        command("12_released_code")
+
+
 rule explorer:
     input:
         SOURCES["08_explorer"],
@@ -317,7 +330,7 @@ rule benchmarks:
         SOURCES["10_benchmarks"],
         PROFILE_FILE,
         code("10_benchmarks"),
-        [str(p) for p in Path("data/results/benchmarks").rglob("*") if p.is_file()],
+        [str(p) for p in Path("data/results").rglob("*") if p.is_file()],
         [path for name, path in EXECUTED.items() if name != "10_benchmarks"],  # it shows when they ran
     output:
         EXECUTED["10_benchmarks"],

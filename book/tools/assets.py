@@ -1,4 +1,4 @@
-"""Drawings of the book that are made by the project's own tools: the landing page's picture.
+"""Drawings of the book that are made by the project's own tools: the landing page's image.
 
     python -m book.tools.assets
 
@@ -21,7 +21,7 @@ from echovlsm.phantom import draw_cohort_patient, simulate
 from echovlsm.prompts import make_prompt
 
 SEED, PATIENT, VIEW, PHASE = 0, 3, "4CH", "ED"
-"""The picture of the landing page: a patient of good picture quality, all four chambers seen."""
+"""The image of the landing page: a patient of good image quality, all four chambers seen."""
 
 
 def outline_path(mask: np.ndarray, tolerance: float = 0.6) -> str:
@@ -37,7 +37,7 @@ def outline_path(mask: np.ndarray, tolerance: float = 0.6) -> str:
 
 
 def hero() -> str:
-    """The landing page's picture and sentences as HTML; `explorer.js` lights up what a sentence names."""
+    """The landing page's image and sentences as HTML; `explorer.js` lights up what a sentence names."""
     patient = draw_cohort_patient(SEED, PATIENT)
     phantom = simulate(patient, VIEW, PHASE, seed=SEED, size=448)
     height, width = phantom.image.shape

@@ -1,7 +1,9 @@
 """The book: stage the prose and the executed notebooks, say on each page how fresh it is, build, check.
 
 Notebooks are committed without outputs. The book publishes the copies that Papermill executed, so a source
-tree of its own is staged first, and Jupyter Book builds that. Command line::
+tree of its own is staged first, and Jupyter Book builds that. A page is dressed for a reader: what was found
+comes first, bookkeeping is folded, a section tagged ``with-results`` that shows nothing is left out. Command
+line::
 
     python -m book.tools record EXECUTED                      # right after Papermill
     python -m book.tools build --scale demo --executed notebooks/01_cohort=EXECUTED --executed ...
@@ -33,12 +35,13 @@ __all__ = ["BookError", "PageFacts", "build", "notebook_pages", "stage", "toc_pa
 
 _SCALE_NOTES = {
     "smoke": "**Smoke scale.** A test of the machinery that takes seconds. Its numbers mean nothing.",
-    "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are no findings.",
+    "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are not findings.",
     "full": "**Full scale.**",
 }
 _RECORDED_NOTE = (
     "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
 )
+_LIVE = "*This opens in the notebook. A version that needs no notebook stands further down on this page.*"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 # The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
 _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
@@ -46,6 +49,13 @@ _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
 _THEBE = re.compile(
     r"<script>const THEBE_JS_URL.*?</script>\s*|<script[^>]*sphinx-thebe\.js[^>]*></script>\s*"
 )
+_ANSWER = "## What we saw"
+# What opens or closes a run's record in a notebook.
+_RECORD = re.compile(r"\b(?:page\.open|record\.(?:start|finish|discard))\(")
+# A long path in a table's cell may be broken after a slash, a dot or an underscore, so that it fits a phone.
+_CELL = re.compile(r"(?<=>)[^<>]+(?=</t[dh]>)")
+_LONG = re.compile(r"[\w./:=-]{18,}")
+_PART = re.compile(r"(?<=[/_.])(?=\w)")
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
 
@@ -164,7 +174,9 @@ def stage(
         facts.append(fact)
     tables = {
         "status": lambda: _status_tables(root, facts),
-        "headline": lambda: book_tables.headline(root),
+        "found": lambda: book_tables.found(root, shown, facts),
+        "scales": lambda: book_tables.scales(facts),
+        "rehearsal": lambda: book_tables.rehearsal(root),
         "questions": lambda: book_tables.questions(shown, facts),
         "groups": lambda: book_tables.groups(root),
         **{name: partial(table, root) for name, table in book_reliability.TABLES.items()},
@@ -194,25 +206,22 @@ def _box(classes: str, text: str) -> str:
 
 
 def _dress(notebook: Any, fact: PageFacts) -> None:
-    """Make an executed notebook a page: scale below the title, parameters folded, progress bars out."""
-    from nbformat.v4 import new_markdown_cell
+    """Make an executed notebook a page: scale below the title, bookkeeping folded, progress bars out."""
+    from nbformat.v4 import new_markdown_cell, new_output
 
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":
             if any(output.output_type == "error" for output in cell.outputs):
                 raise BookError(f"{fact.page}: cell {number} ended with an error; execute the notebook again")
-            tags = cell.metadata.get("tags", [])
-            live = "remove-output" in tags
-            cell.outputs = [] if live else [output for output in map(_tidy, cell.outputs) if output]
+            cell.outputs = [output for output in map(_tidy, cell.outputs) if output]
+            if "remove-output" in cell.metadata.get("tags", []):  # lives in a notebook only
+                cell.metadata["tags"].remove("remove-output")
+                cell.outputs = [new_output("display_data", {"text/markdown": _LIVE})]
             _set_alt(cell)
-            if "injected-parameters" in tags:
-                shown = [tag for tag in tags if not tag.startswith(("remove-", "hide-"))]
-                cell.metadata["tags"] = [*shown, "hide-input"]
-                cell.metadata["mystnb"] = {
-                    "code_prompt_show": "Show the parameters of this run",
-                    "code_prompt_hide": "Hide the parameters of this run",
-                }
         cell.metadata.pop("papermill", None)
+    if fact.state != "not executed":
+        notebook.cells = _answer_first(_with_results(notebook.cells))
+    notebook.cells = _folded(notebook.cells)
     notebook.metadata.pop("papermill", None)  # holds paths of the machine that executed
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     if not any(_WIDGET in output.get("data", {}) for output in outputs):
@@ -233,8 +242,103 @@ def _dress(notebook: Any, fact: PageFacts) -> None:
     notebook.cells.append(new_markdown_cell(_box("freshness", fact.line), id="freshness"))
 
 
+def _with_results(cells: Iterable[Any]) -> list[Any]:
+    """Cells without the sections tagged ``with-results`` whose code shows nothing, for want of data."""
+    sections: list[list[Any]] = []
+    for cell in cells:
+        if cell.cell_type == "markdown" or not sections:
+            sections.append([])
+        sections[-1].append(cell)
+    return [
+        cell
+        for section in sections
+        if "with-results" not in section[0].metadata.get("tags", [])
+        or any(other.get("outputs") for other in section)
+        for cell in section
+    ]
+
+
+def _answer_first(cells: list[Any]) -> list[Any]:
+    """Cells with what the section "What we saw" shows, and its words, directly below the title's cell.
+
+    A notebook computes the answer last, a page begins with it. Where nothing is shown all stays in place.
+    """
+    from nbformat.v4 import new_markdown_cell
+
+    start = next((n for n, cell in enumerate(cells) if cell.source.strip() == _ANSWER), len(cells))
+    section, rest = cells[start + 1 :], []
+    for number, cell in enumerate(section):
+        if cell.cell_type == "markdown":
+            section, rest = section[:number], section[number:]
+            break
+    shown = [cell for cell in section if cell.outputs]
+    if not shown:
+        return cells
+    for cell in shown:
+        cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
+    others = [cell for cell in section if not cell.outputs]
+    words = []
+    if rest:
+        text, heading, after = re.split(
+            r"(^(?:\(.+\)=\n)?#|\Z)", rest[0].source, maxsplit=1, flags=re.MULTILINE
+        )
+        if text.strip():
+            words = [new_markdown_cell(text.strip(), id="answer-words")]
+            rest[0].source = f"{heading}{after}"
+    return [cells[0], cells[start], *shown, *words, *cells[1:start], *others, *rest]
+
+
+def _folded(cells: Iterable[Any]) -> list[Any]:
+    """Cells with bookkeeping collapsed; neighbours without an output become one.
+
+    Bookkeeping is the parameters, imports, and what opens or closes the run's record: a reader of the page
+    looks for the subject. In the notebook these cells stay open.
+    """
+    shown: list[Any] = []
+    held: list[str] = []  # what the last cell of `shown` holds, if it is folded and has no output
+    for cell in cells:
+        words = _bookkeeping(cell)
+        if words:
+            bare = not cell.outputs
+            if held and bare:
+                shown[-1].source += f"\n\n{cell.source}"
+                held += [word for word in words if word not in held]
+            else:
+                shown.append(cell)
+                held = list(words)
+            told = " and ".join(filter(None, [", ".join(held[:-1]), held[-1]]))
+            folded = shown[-1]
+            tags = [
+                tag for tag in folded.metadata.get("tags", []) if not tag.startswith(("remove-", "hide-"))
+            ]
+            folded.metadata["tags"] = [*tags, "hide-input"]
+            folded.metadata.setdefault("mystnb", {}).update(
+                code_prompt_show=f"Show {told}", code_prompt_hide=f"Hide {told}"
+            )
+            held = held if bare else []
+        else:
+            shown.append(cell)
+            held = []
+    return shown
+
+
+def _bookkeeping(cell: Any) -> list[str]:
+    """What of bookkeeping a cell holds, in words; empty for a cell that is to be read."""
+    if cell.cell_type != "code":
+        return []
+    if any(tag.endswith("parameters") for tag in cell.metadata.get("tags", [])):
+        return ["parameters"]
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    found = {
+        "imports": any(line.startswith(("import ", "from ")) for line in lines),
+        "record-keeping": any(_RECORD.search(line) for line in lines)
+        or bool(lines and all(line.startswith((" ", ")", "record.write")) for line in lines)),
+    }
+    return [words for words, there in found.items() if there]
+
+
 def _set_alt(cell: Any) -> None:
-    """Give a cell's pictures the text that `figures.describe` left with them."""
+    """Give a cell's images the text that `figures.describe` left with them."""
     texts = [
         values["alt"]
         for output in cell.outputs
@@ -256,6 +360,9 @@ def _tidy(output: Any) -> Any:
         return None
     if "text/html" in data:  # the theme styles tables of this class only; a pandas Styler does not set it
         data["text/html"] = data["text/html"].replace('<table id="T_', '<table class="dataframe" id="T_')
+        data["text/html"] = _CELL.sub(
+            lambda cell: _LONG.sub(lambda word: _PART.sub("<wbr>", word[0]), cell[0]), data["text/html"]
+        )
     return output
 
 

@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from book.tools.freshness import BookError, PageFacts
+from book.tools.freshness import RECORDED, BookError, PageFacts
 from echovlsm.base import files, plain
-from echovlsm.evaluation import scoring
-from echovlsm.study import answer_text, answers
+from echovlsm.evaluation import scoring, statistics
+from echovlsm.published import scores as published
+from echovlsm.study import answer_text, answers, real_figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,15 +59,85 @@ def finding(notebook: Any) -> str:
     return ""
 
 
-def headline(root: Path) -> str:
-    """The answer to the book's question, from the records of the study on real hearts."""
-    return f"**{answer_text.headline(answers.Records(root / 'data' / 'results' / 'camus' / 'study'))}**"
+def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) -> str:
+    """What the book found, a sentence each with interval, cohort and link, as a box for its first page.
+
+    Parameters
+    ----------
+    notebooks, facts
+        As for `questions`: the grid's finding is told where its page was executed.
+    """
+    records = answers.Records(root / "data" / "results" / "camus" / "study")
+    real, paper, grid = (f"({{doc}}`/notebooks/{name}`)" for name in _TOLD)
+    lines = [f"**{answer_text.headline(records)}** {real}"]
+    if (scores := recorded_scores(root)) is not None:
+        (row,) = statistics.summary(scores.assign(every=""), ("every",), resamples=2000).to_dict("records")
+        lines.append(
+            f"A small model that learned from real images alone outlines {row['patients']} "
+            f"{_scored_on(scores.attrs['record'])} with a mean Dice of {row['mean']:.3f} (95 % interval over "
+            f"patients {row['low']:.3f} to {row['high']:.3f}). {real}"
+        )
+    folder = root / "data" / "published" / "results"
+    if folder.is_dir():
+        head = published.load_results(folder)[0]["headline"].groupby("test", sort=False).first()
+        lines += [
+            f"The paper's own scores, recomputed on the 50 testing patients of CAMUS: {test} differs by "
+            f"{row['difference']:+.2f} points of Dice (best cells; 95 % interval over patients "
+            f"{row['low']:+.2f} to {row['high']:+.2f}; one training each). {paper}"
+            for test, row in head.iterrows()
+        ]
+    page = f"notebooks/{_TOLD[2]}"
+    if page in notebooks and (told := finding(notebooks[page])):
+        (fact,) = (fact for fact in facts if fact.page == page)
+        lines.append(f"On {fact.cohort}, {fact.scale} scale, which says nothing about hearts: {told} {grid}")
+    points = "\n".join(f"- {line}" for line in lines)
+    return f":::{{admonition}} What was found\n:class: tip\n{points}\n:::"
+
+
+_TOLD = ("09_real_hearts", "07_published", "06_results")
+
+
+def scales(facts: Iterable[PageFacts]) -> str:
+    """Which scale and cohort this copy of the book shows, page by page."""
+    pages: dict[str, list[str]] = {}
+    for fact in facts:
+        where = f"at {fact.scale} scale on {fact.cohort}"
+        if fact.state == "not executed":
+            where = "not executed"
+        elif fact.cohort.startswith(RECORDED):
+            where = "from results on record"
+        pages.setdefault(where, []).append(f"{{doc}}`{Path(fact.page).name[:2]} </{fact.page}>`")
+    told = "; ".join(" ".join([", ".join(links), where]) for where, links in pages.items())
+    return f"In this copy: {told}."
+
+
+def rehearsal(root: Path) -> str:
+    """The recorded rehearsal of the full study and what the dry run said before it, as Markdown."""
+    rows, checks = real_figures.rehearsals(root / "data" / "results" / "camus" / "full-exercise")
+    shown = rows.map(lambda value: f"{value:.4g}").rename_axis("model").reset_index()
+    shown.columns = [
+        name.replace("pictures a step", "images per step").replace("picture", "image") for name in shown
+    ]
+    told = checks.rename_axis("check").reset_index()
+    return "\n\n".join(
+        [
+            "*Random weights, two steps: this shows that the way is open, and is not a result.*",
+            _markdown(shown),
+            "*What the dry run said of the whole run on that machine.*",
+            _markdown(told),
+        ]
+    )
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in row)} |" for row in rows)
 
 
 def recorded_scores(root: Path) -> pd.DataFrame | None:
-    """Scores of the recorded run on real pictures with the highest mean Dice; None where there is none.
+    """Scores of the recorded run on real images with the highest mean Dice; None where there is none.
 
-    Only runs that learned from real pictures count, and of their scores not those before training. `attrs`
+    Only runs that learned from real images count, and of their scores not those before training. `attrs`
     hold the run's record.
     """
 
@@ -84,15 +155,20 @@ def recorded_scores(root: Path) -> pd.DataFrame | None:
     return best
 
 
+def _scored_on(record: Mapping[str, Any]) -> str:
+    """Of which patients the scores of a record are."""
+    where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
+    words = {"val": "validation", "test": "testing", "train": "training"}
+    return f"{words.get(where, plain(where))} patients of {plain(record.get('cohort'))}"
+
+
 def groups(root: Path) -> str:
     """Dice of the best recorded run by sex, age, quality, view and phase, as Markdown."""
     import pandas as pd
 
-    from echovlsm.evaluation import statistics
-
     scores = recorded_scores(root)
     if scores is None:
-        return "No run on real pictures is on record here, so there is nothing to report by group."
+        return "No run on real images is on record here, so there is nothing to report by group."
     record, name = scores.attrs["record"], scores.attrs["name"]
     ages = pd.to_numeric(scores["age"], errors="coerce")
     names = [f"{low} to {high - 1}" for low, high in pairwise(AGE_BANDS)]
@@ -109,10 +185,9 @@ def groups(root: Path) -> str:
                 f"| {column} | {plain(row[column])} | {row['patients']} | {row['mean']:.3f} "
                 f"| {row['low']:.3f} to {row['high']:.3f} |"
             )
-    where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
     told = (
-        f"The recorded run `{name}` (scale {plain(record.get('scale'))}, {plain(where)} patients of "
-        f"{plain(record.get('cohort'))}); intervals over patients."
+        f"The recorded run `{name}` (scale {plain(record.get('scale'))}, {_scored_on(record)}); "
+        "intervals over patients."
     )
     if unknown:
         told += (

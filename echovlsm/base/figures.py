@@ -66,7 +66,7 @@ _STYLE: Mapping[str, object] = {
     "svg.hashsalt": "echovlsm",  # the same figure gives the same file
 }
 MAX_VECTOR_POINTS = 4000
-"""A figure that holds pictures, or more points than this, is published as pixels only."""
+"""A figure that holds images, or more points than this, is published as pixels only."""
 
 
 def use_style() -> None:
@@ -75,10 +75,10 @@ def use_style() -> None:
 
 
 def stamp(figure: Figure, scale: str, cohort: str, kind: str) -> None:
-    """Write scale and cohort under a figure; below full scale, or on artificial pictures, say what it is not.
+    """Write scale and cohort under a figure; below full scale, or on artificial images, say what it is not.
 
     In a notebook the figure's output then carries a text for those who do not see it (`describe`), and is
-    kept as a vector drawing too where it holds no picture.
+    kept as a vector drawing too where it holds no image.
 
     Parameters
     ----------
@@ -166,14 +166,14 @@ def _publish_with_text() -> None:
 
 
 def show_picture(axes: Axes, image: np.ndarray, title: str = "") -> None:
-    """Draw one grey picture without axes."""
+    """Draw one grey image without axes."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     axes.set_title(title, fontsize=9, fontweight="normal", parse_math=False)  # words may hold a dollar
     axes.axis("off")
 
 
 def outline(axes: Axes, mask: np.ndarray, colour: str, dashed: bool = False) -> None:
-    """Draw the border of a mask (H, W) over a picture of the same size; an empty mask draws nothing."""
+    """Draw the border of a mask (H, W) over an image of the same size; an empty mask draws nothing."""
     if np.any(mask) and not np.all(mask):
         axes.contour(
             mask.astype(float),
@@ -200,7 +200,7 @@ def show_sector_map(axes: Axes, sector_map: np.ndarray, title: str = "") -> None
 
 
 def structure_legend(figure: Figure, extra: Mapping[str, str] | None = None) -> None:
-    """Legend of the structures' colours above the pictures; `extra` maps labels to line styles."""
+    """Legend of the structures' colours above the images; `extra` maps labels to line styles."""
     handles = [
         Line2D([], [], color=colour, label=SHORT_NAMES[name]) for name, colour in STRUCTURE_COLOURS.items()
     ]

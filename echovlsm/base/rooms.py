@@ -32,6 +32,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "05_evaluation": ("evaluation",),
     "06_results": ("study",),
     "07_published": ("published",),
+    "12_released_code": ("published",),
     "08_explorer": ("explorer",),
     "09_real_hearts": ("study",),
     "10_benchmarks": ("study",),

@@ -1,6 +1,6 @@
 """Cohorts: a folder of echocardiograms in, a frames table and uint8 images and labels out (notebook 01).
 
-In: CAMUS in either release, our own cohorts, the released synthetic one. Out: one table, a row an image.
+In: CAMUS in either release, our own cohorts, the released synthetic one. Out: one table, one row per image.
 Begin with `read`; `check` has the layouts, `write` makes a cohort, `sectors` what diffusion draws from.
 """
 

@@ -58,9 +58,9 @@ PROBLEMS: tuple[str, ...] = (
 """Every value of the column `problem` of `check_cohort`."""
 
 REMEDIES: dict[str, str] = {
-    "missing mask": "copy it again, or use the picture where no mask is needed",
+    "missing mask": "copy it again, or use the image where no mask is needed",
     "missing picture": "copy the cohort again",
-    "shape mismatch": "copy both again, or export the mask at the picture's size",
+    "shape mismatch": "copy both again, or export the mask at the image's size",
     "file twice": "take one of the two away",
     "unlikely pixel size": "export it again with the pixel's size in mm; it is NA until then",
     "missing cfg": "copy it again; without it sex, age and quality are NA",
@@ -115,7 +115,7 @@ def tell(root: Path, left_out: list[Problem], usable: bool) -> None:
     first = "".join(f" (first: {p.problem}: {p.file}: {told(p)})" for p in left_out[:1])
     remedy = f"echovlsm.cohort.check_cohort({str(root)!r}) lists every problem"
     if not usable:
-        raise CohortError(f"{root}: no usable picture{first}; {remedy}")
+        raise CohortError(f"{root}: no usable image{first}; {remedy}")
     if left_out:
         text = f"{root}: what {len(left_out)} problems affect was left out{first}; {remedy}"
         warnings.warn(text, CohortWarning, stacklevel=3)
@@ -316,7 +316,7 @@ def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
             if patient in layout.splits:
                 frames += [Found(patient, view, phase, *f, info) for phase, f in found.items() if f]
     if layout.expected_frames not in (None, pictures):
-        detail = f"cohort.yaml counts {layout.expected_frames} pictures, {pictures} are here"
+        detail = f"cohort.yaml counts {layout.expected_frames} images, {pictures} are here"
         layout.note("missing picture", None, layout.root / "cohort.yaml", detail)
     problems, layout.problems = layout.problems, before
     return frames, problems
@@ -353,7 +353,7 @@ def _scan_frame(
     if image in headers and headers[image].doubt:
         layout.note("unlikely pixel size", patient, image, headers[image].doubt)
     if len(headers) == 2 and headers[mask][:2] != headers[image][:2]:
-        detail = f"mask {headers[mask][:2]}, picture {headers[image][:2]} (height, width)"
+        detail = f"mask {headers[mask][:2]}, image {headers[image][:2]} (height, width)"
         layout.note("shape mismatch", patient, mask, detail)
         usable = False
     return (image, mask if has_mask else None, headers[image]) if usable else None

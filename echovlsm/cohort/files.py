@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MARK = b"EchoVLSM"  # in the header of every picture that write_cohort writes
+MARK = b"EchoVLSM"  # in the header of every image that write_cohort writes
 NIFTI: tuple[str, ...] = (".nii.gz", ".nii")
 """Ends of the names of NIfTI files, the release's own first; whether a file is compressed it says itself."""
 _NIFTI_BYTES = 348
@@ -36,7 +36,7 @@ class CohortError(ValueError):
 
 
 class RangeError(CohortError):
-    """A file could be decoded, but its values are none that a picture or a mask may have."""
+    """A file could be decoded, but its values are none that an image or a mask may have."""
 
 
 class Header(NamedTuple):
@@ -87,7 +87,7 @@ def read_header(path: Path) -> Header:
     except Exception as error:  # the decoders raise a dozen kinds
         raise _unreadable(path, error) from error
     if min(header.height, header.width) < 1:
-        raise CohortError(f"{path}: the picture is empty; copy it again")
+        raise CohortError(f"{path}: the image is empty; copy it again")
     return header
 
 

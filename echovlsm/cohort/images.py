@@ -46,7 +46,7 @@ def load_labels(row: Any) -> np.ndarray:
     labels = _field(row, "labels")
     if pd.isna(labels):
         raise CohortError(
-            f"{_field(row, 'image')}: this picture has no mask; leave out rows whose labels is NA"
+            f"{_field(row, 'image')}: this image has no mask; leave out rows whose labels is NA"
         )
     if str(labels).endswith(".png"):
         return released.labels_of(row, _field)

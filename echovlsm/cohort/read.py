@@ -1,7 +1,7 @@
 """Cohorts: folders of echocardiograms, read into a frames table and checked.
 
 A cohort is a folder in the layout of the public CAMUS release: real, phantom and synthetic images share it,
-and one reader serves them all (`check` has the layouts). The frames table, a row an image:
+and one reader serves them all (`check` has the layouts). The frames table, one row per image:
 
 | column | value |
 | --- | --- |
@@ -183,7 +183,7 @@ def check_cohort(root: str | os.PathLike[str], strict: bool = False) -> pd.DataF
     Returns
     -------
     DataFrame
-        One row a problem: problem (one of `check.PROBLEMS`), patient (NA when not about one), file (relative
+        One row per problem: problem (of `check.PROBLEMS`), patient (NA when not about one), file (relative
         to the cohort's folder), detail.
 
     Raises

@@ -360,7 +360,7 @@ def _scan_folder(
                 note(kind, patient, file, str(error))
                 usable = False
         if usable and len(set(sizes)) > 1:
-            note("shape mismatch", patient, mask, f"mask {sizes[1]}, picture {sizes[0]} (height, width)")
+            note("shape mismatch", patient, mask, f"mask {sizes[1]}, image {sizes[0]} (height, width)")
             usable = False
         if usable:
             frame = (patient, match["view"], match["phase"], SPLIT_FOLDERS[split], path, mask, *sizes[0])

@@ -193,7 +193,7 @@ def name_shapes(
     Returns
     -------
     DataFrame
-        `patient, view, phase, structure, shape`, one row an image and structure.
+        `patient, view, phase, structure, shape`, one row per image and structure.
 
     Raises
     ------

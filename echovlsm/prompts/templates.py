@@ -203,7 +203,7 @@ def make_prompts(
     Returns
     -------
     DataFrame
-        `patient, view, phase, structure, level, variant, text`, one row an image, structure, level and
+        `patient, view, phase, structure, level, variant, text`, one row per image, structure, level and
         variant (a key of `VARIANTS`), in this order. `attrs` are those of `frames`.
 
     Raises
@@ -338,7 +338,7 @@ def _check_attributes(
         else:
             gone = frames[name].isna() if name in frames.columns else [True] * len(frames)
             lacking = [_picture(row) for _, row in frames[gone].iterrows()]
-            what, cure = "pictures", "complete the cohort's metadata"
+            what, cure = "images", "complete the cohort's metadata"
         if lacking:
             level = next(level for level in wanted if name in attributes_of(level, synthetic))
             raise PromptError(

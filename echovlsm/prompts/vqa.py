@@ -62,7 +62,7 @@ def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
 
     mask = checked_mask(mask)
     if image.shape != mask.shape:
-        raise ShapeError(f"picture {image.shape} and mask {mask.shape} differ in size")
+        raise ShapeError(f"image {image.shape} and mask {mask.shape} differ in size")
     picture = PILImage.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
     width = max(1, round(min(image.shape) / 200))
     rows, columns = masks.box(mask)

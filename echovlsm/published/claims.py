@@ -16,7 +16,17 @@ from echovlsm.published.evidence import EVIDENCE, Check, Tables
 from echovlsm.published.scores import PublishedError, load_claims
 from echovlsm.study import answers
 
-VERDICTS: tuple[str, ...] = ("holds", "holds weakly", "does not hold", "cannot be checked", "not a finding")
+VERDICTS: tuple[str, ...] = (
+    "holds",
+    "holds weakly",
+    "mixed",
+    "does not hold",
+    "premise false",
+    "cannot be checked",
+    "not a finding",
+)
+
+_BY_FAILURE = {"premise": "premise false", "essential": "does not hold", "against": "mixed"}
 
 
 def verdict(checks: tuple[Check, ...]) -> tuple[str, str]:
@@ -25,13 +35,14 @@ def verdict(checks: tuple[Check, ...]) -> tuple[str, str]:
         return "cannot be checked", ""
     failed = [check for check in checks if not check.passed]
     reason = "; ".join(check.failure for check in failed)
-    if any(check.essential for check in failed):
-        return "does not hold", reason
+    for word in ("premise", "essential", "against"):
+        if any(getattr(check, word) for check in failed):
+            return _BY_FAILURE[word], reason
     return ("holds weakly" if failed else "holds"), reason
 
 
 def ledger(results: Tables) -> pd.DataFrame:
-    """The ledger, one row a claim.
+    """The ledger, one row per claim.
 
     Parameters
     ----------
@@ -71,7 +82,7 @@ def ledger(results: Tables) -> pd.DataFrame:
 
 
 def our_runs(results: str | Path) -> pd.DataFrame:
-    """Mean Dice of our recorded runs on real pictures, one row a run and strategy.
+    """Mean Dice of our recorded runs on real images, one row per run and strategy.
 
     Parameters
     ----------

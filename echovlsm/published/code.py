@@ -31,7 +31,7 @@ def encoder_gradients(seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a part: `part`, `tensors`, `requires_grad` (tensors that ask for a gradient), `with_gradient`
+        One row per part: `part`, `tensors`, `requires_grad` (tensors that ask for one), `with_gradient`
         (tensors that have a gradient other than zero after a backward pass), `moved` (tensors changed by one
         AdamW step at the paper's settings).
     """
@@ -137,7 +137,7 @@ def padding_mask(
 
     CRIS hides from its attention every token equal to 0, which its own tokenizer pads with. The authors'
     pipeline tokenizes with Hugging Face's CLIP tokenizer, which pads with the end-of-text token, 49407. A
-    random attention layer shows what then reaches the picture.
+    random attention layer shows what then reaches the image.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def padding_mask(
     Returns
     -------
     DataFrame
-        One row a mask: `masked where id is`, `tokens`, `padding` (positions), `masked`, `attention on
+        One row per mask: `masked where id is`, `tokens`, `padding` (positions), `masked`, `attention on
         padding` (share, of a random `torch.nn.MultiheadAttention`).
     """
     import torch
@@ -238,7 +238,7 @@ def words_of_p6(folder: str | os.PathLike[str]) -> pd.DataFrame:
 def hausdorff_unit(scores: pd.DataFrame, side: int = 512) -> dict[str, Any]:
     """What the column `hausdorff` counts, told from its values.
 
-    The squared distance of two pixels is a whole number. And a true mask's area, its share of the picture
+    The squared distance of two pixels is a whole number. And a true mask's area, its share of the image
     (from `dice_of_all_foreground`) times the number of pixels, must be one too: that tells the grid.
 
     Returns
@@ -277,7 +277,7 @@ def label_order(labels: np.ndarray) -> dict[int, str]:
     The authors' script that splits the synthetic label maps assumes 1 cavity, 2 myocardium, 3 atrium. Which
     order the folder has that it names by default can be settled by running this on its files: the myocardium
     is a horseshoe (fills least of its convex hull); of the two cavities the atrium lies lower in an upright
-    picture.
+    image.
 
     Parameters
     ----------
@@ -310,7 +310,7 @@ def label_order_demo(patients: int = 3) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row an order: `1`, `2`, `3` (the structure that the number was given to), `masks` (both views and
+        One row per order: `1`, `2`, `3` (the structure that the number was given to), `masks` (both views and
         phases of so many phantom patients), `order found` (share of the masks).
     """
     masks = [

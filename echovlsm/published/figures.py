@@ -83,7 +83,7 @@ def plot_groups(comparisons: pd.DataFrame) -> Figure:
     without = groups[groups["test"] != GAIN]
     worst = without.loc[without["difference"].idxmin()]
     lost = f"{worst['model']} loses {-worst['difference']:.1f} at the {worst['level']}"
-    figures.heading(figure, f"Pretraining gains at most {gain:.1f} points; without real pictures {lost}")
+    figures.heading(figure, f"Pretraining gains at most {gain:.1f} points; without real images {lost}")
     return figure
 
 

@@ -95,7 +95,7 @@ def selection_tests(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a test: `cells` to choose from, `best_a`, `best_b`, `difference`; `p_exchangeable` (patients
+        One row per test: `cells` to choose from, `best_a`, `best_b`, `difference`; `p_exchangeable` (patients
         swap their two strategies, all cells at once, and the best are chosen again; one-sided); `low`, `high`
         (95 %, patients drawn with replacement, the best chosen again); `unseen` (mean over draws: best chosen
         on the drawn patients, difference taken on those not drawn), `same_a`, `same_b` (share of draws in
@@ -140,13 +140,13 @@ def selection_tests(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(scores: pd.DataFrame) -> pd.DataFrame:
-    """Dice of the paper's two models, one row a mask, one column a strategy, model and prompt."""
+    """Dice of the paper's two models, one row per mask, one column per strategy, model and prompt."""
     part = scores[scores["model"].isin(PAPER_MODELS)]
     return part.set_index([*MASK, *CELL])["dice"].unstack(CELL).sort_index(axis=1)
 
 
 def by_patient(scores: pd.DataFrame, strategy: str) -> pd.DataFrame:
-    """Mean Dice, one row a patient, one column a model and prompt."""
+    """Mean Dice, one row per patient, one column per model and prompt."""
     part = scores[scores["strategy"] == strategy]
     name = "patient" if "patient" in part else "legacy_test_patient"
     return part.pivot_table(index=name, columns=["model", "prompt"], values="dice")

@@ -1,4 +1,4 @@
-"""Our runs beside the authors', picture by picture: whose pictures these are, and paired comparisons.
+"""Our runs beside the authors', image by image: whose images these are, and paired comparisons.
 
 The authors scored CAMUS's 50 testing patients under the old release's numbers. With
 `cohort.legacy_testing_map` a run of ours, scored on the public release's testing subgroup at 512 x 512,
@@ -64,20 +64,20 @@ def check_identity(
     Returns
     -------
     DataFrame
-        One row an old testing patient: `legacy_test_patient`, `patient` (of the mapping), `masks`,
-        `difference` (mean absolute difference of the areas' shares of the picture), `nearest` (the patient
+        One row per old testing patient: `legacy_test_patient`, `patient` (of the mapping), `masks`,
+        `difference` (mean absolute difference of the areas' shares of the image), `nearest` (the patient
         whose areas agree best), `next_best` (smallest difference to any other patient than the mapped one),
         `agrees`.
 
     Raises
     ------
     PublishedError
-        No testing pictures with masks among the frames, or none of the mapped patients.
+        No testing images with masks among the frames, or none of the mapped patients.
     """
     testing = frames[(frames["split"] == "test") & frames["labels"].notna()]
     if testing.empty:
         raise PublishedError(
-            "frames: no testing picture with a mask; the identity can only be checked with the whole public "
+            "frames: no testing image with a mask; the identity can only be checked with the whole public "
             "release (its 50 testing patients)"
         )
     records = {}
@@ -90,7 +90,7 @@ def check_identity(
     ours = ours.reindex(columns=theirs.columns.to_flat_index())
     known = [(old, new) for old, new in dict(mapping).items() if new in ours.index and old in theirs.index]
     if not known:
-        raise PublishedError("mapping: none of its patients is among the testing pictures of the frames")
+        raise PublishedError("mapping: none of its patients is among the testing images of the frames")
     rows = []
     for old, new in known:
         gap = (ours - theirs.loc[old].to_numpy()).abs()
@@ -159,7 +159,7 @@ def map_table(mapping: Mapping[str, str] | pd.Series) -> pd.DataFrame:
 
 
 def find_runs(results: str | os.PathLike[str]) -> dict[str, tuple[dict[str, Any], pd.DataFrame]]:
-    """Our recorded runs on real pictures, by their path below `results`: the record and the scores table.
+    """Our recorded runs on real images, by their path below `results`: the record and the scores table.
 
     Runs of another kind (phantoms, synthetic cohorts) and scores without a record are left out.
     """
@@ -220,7 +220,7 @@ def pair_runs(
     Returns
     -------
     DataFrame
-        One row a mask that both have: `patient, view, phase, structure`, `ours`, `theirs` (percent).
+        One row per mask that both have: `patient, view, phase, structure`, `ours`, `theirs` (percent).
 
     Raises
     ------

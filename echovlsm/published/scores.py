@@ -70,7 +70,7 @@ def load_tables() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a cell (112, of which 4 are N/A in the paper): `table` (`Table 2`: encoders unfrozen, `Table
+        One row per cell (112, of which 4 are N/A in the paper): `table` (`Table 2`: encoders unfrozen, `Table
         3`: frozen), `encoders`, `strategy`, `model`, `prompt`, `dice_mean`, `dice_sd` (percent, over the 600
         masks; NaN where the paper has N/A).
     """
@@ -78,7 +78,7 @@ def load_tables() -> pd.DataFrame:
 
 
 def load_claims() -> pd.DataFrame:
-    """The paper's claims, in its order of subjects, one row a claim.
+    """The paper's claims, in its order of subjects, one row per claim.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def registered() -> pd.DataFrame:
 
 
 def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: bool = True) -> pd.DataFrame:
-    """Read the authors' scores, one row a strategy, run, prompt and mask.
+    """Read the authors' scores, one row per strategy, run, prompt and mask.
 
     Parameters
     ----------
@@ -293,11 +293,11 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     return result
 
 
-# -- whose pictures these are -------------------------------------------------------------------------------
+# -- whose images these are -------------------------------------------------------------------------------
 
 
 def true_areas(scores: pd.DataFrame) -> pd.Series:
-    """Share of the picture that each true mask covers (0-1), index `MASK`, from `dice_of_all_foreground`.
+    """Share of the image that each true mask covers (0-1), index `MASK`, from `dice_of_all_foreground`.
 
     A mask of share s has the Dice d = 2 s / (s + 1) with a mask that is foreground everywhere.
     """

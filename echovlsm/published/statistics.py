@@ -81,7 +81,7 @@ def check_cells(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a cell of Table 2: `strategy, model, prompt, given_mean, given_sd`, `mean`, `sd` (over masks,
+        One row per cell of Table 2: `strategy, model, prompt, given_mean, given_sd`, `mean`, `sd` (masks,
         n - 1), `n`, `equal` (`yes`, `no`, `not released`, `N/A in the paper`): equal to two decimals.
     """
     given = (
@@ -219,7 +219,7 @@ def pooled_gains(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def encoder_rows() -> pd.DataFrame:
-    """Unfrozen minus frozen in the paper's tables, points of Dice, one row a cell that both tables have.
+    """Unfrozen minus frozen in the paper's tables, points of Dice, one row per cell that both tables have.
 
     For CLIPSeg neither training touched the encoders (`code.encoder_gradients`). Other settings may
     differ: the authors' `plot_configs/encoder-freeze-unfreeze-camus-sdm.json` (@ 8adcde2552) takes the frozen

@@ -71,7 +71,7 @@ def how_measured(about: Mapping[str, Any]) -> str:
         told = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
         lines.append(
             "**Provisional:** others used the processors meanwhile "
-            f"({told}). Ratios of neighbours suffer little, times do."
+            f"({told}). That changes the times, but hardly the ratios."
         )
     return "\n\n".join(lines)
 
@@ -142,7 +142,7 @@ def choices(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_of_peak(rates: pd.DataFrame) -> dict[str, float]:
-    """GFLOP a second of a matrix product and of a training step, and the share of the two."""
+    """GFLOP per second of a matrix product and of a training step, and the share of the two."""
     values = rates.set_index("rate")["value"]
     return {
         "product": float(values["matrix-product"]),
@@ -239,8 +239,11 @@ def plot_peak(found: Mapping[str, float]) -> Figure:
     axes.barh(names, values, color=["#0072B2", "#7F7F7F"], height=0.55)
     for place, value in enumerate(values):
         axes.text(value, place, f" {value:.0f}", va="center", fontsize=9)
-    axes.set(xlabel="GFLOP a second, float32", xlim=(0, 1.12 * max(values)))
-    axes.set_title(f"A training step reaches {found['share']:.0%} of what a matrix product reaches")
+    axes.set(xlabel="GFLOP per second, float32", xlim=(0, 1.12 * max(values)))
+    axes.set_title(
+        f"A training step does {found['training']:.0f} GFLOP per second, "
+        f"a large matrix product {found['product']:.0f}"
+    )
     return figure
 
 

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 
+HEADINGS: dict[str, str] = {
+    "p_holm": "p (Holm)",
+    "seed_low": "lowest seed",
+    "seed_high": "highest seed",
+    "peak_memory_gib": "peak memory (GiB)",
+    "mean_absolute": "mean absolute difference",
+    "ours_seconds": "our way (s)",
+    "plain_seconds": "plain way (s)",
+    "before_seconds": "before (s)",
+    "after_seconds": "after (s)",
+    "seconds_least": "seconds for the least",
+    "seconds_most": "seconds for the most",
+    "exponent_end": "exponent at the end",
+    "equal": "results",
+}
+"""Columns whose names in code are not words, and what readers see."""
+
+
 def begin(namespace: dict[str, Any], notebook: str) -> Page:
     """Begin a notebook: check its parameters, use the house style, fix threads and seeds.
 
@@ -119,9 +137,12 @@ class Page:
         figures.stamp(figure, *(usual if given is None else given for given, usual in own))
 
     def table(
-        self, table: pd.DataFrame | Styler, caption: str = "", *, index: bool = True, note: bool = True
+        self, table: pd.DataFrame | Styler, caption: str = "", *, index: bool = True, note: bool = False
     ) -> Styler:
-        """A table with its caption, which ends with scale and cohort.
+        """A table with its caption, and headings in words.
+
+        A column's name in code becomes words: `HEADINGS` has some, in all others an underscore becomes a
+        space. The table itself stays as it is.
 
         Parameters
         ----------
@@ -130,9 +151,15 @@ class Page:
         index
             Whether the index is shown.
         note
-            Whether the caption says scale and cohort; not where the table is of no cohort.
+            Whether the caption ends with scale and cohort, where they are not those below the page's title.
         """
         style = table.style if isinstance(table, pd.DataFrame) else table
         style = style if index else style.hide(axis="index")
+        style = style.format_index(_heading, axis="columns")
         told = f"{caption} {self.note if note else ''}".strip()
         return style.set_caption(told) if told else style
+
+
+def _heading(name: Any) -> Any:
+    """A column's name in words; what is not text stays."""
+    return HEADINGS.get(name, name.replace("_", " ")) if isinstance(name, str) else name

@@ -194,6 +194,100 @@ def test_book_builds_every_page_and_asks_no_other_host(project: Path, executed: 
     assert list((vendor / "mathjax").rglob("*.woff"))
 
 
+def test_bookkeeping_is_folded_and_what_is_to_be_read_is_not(
+    project: Path, executed: dict[str, Path], tmp_path: Path
+) -> None:
+    page, path = next(iter(executed.items()))
+    notebook = nbformat.read(path, as_version=4)
+    printed = new_output("stream", name="stdout", text="5 images")
+    cells = [
+        "import numpy",
+        "x = 1\npage.open(x)",
+        "y = 2",
+        "page.open(y)\nprint(y)",
+        "record.write_table(y)",
+    ]
+    notebook.cells[3:3] = [new_code_cell(source, id=f"new{n}") for n, source in enumerate(cells)]
+    notebook.cells[6].outputs = [printed]
+    nbformat.write(notebook, path)
+    book.stage("demo", executed, tmp_path / "out", root=project)
+    staged = nbformat.read(tmp_path / "out" / f"{page}.ipynb", as_version=4)
+    code = [cell for cell in staged.cells if cell.cell_type == "code"]
+    folded = {
+        cell.source: cell.metadata["mystnb"]["code_prompt_show"]
+        for cell in code
+        if "hide-input" in cell.metadata.get("tags", [])
+    }
+    first, printing, last = folded
+    assert [part in first for part in ("prompt: str", "prompt = 'P3'", "numpy", "page.open(x)")] == [True] * 4
+    assert folded[first] == "Show parameters, imports and record-keeping"
+    assert printing == cells[3], "a cell with an output stays by itself"
+    assert last == cells[4]
+    assert folded[last] == "Show record-keeping"
+    assert [cell.source for cell in code if cell.source not in folded] == ["y = 2", "1 + 1"]
+
+
+def test_a_section_without_results_is_left_out_where_it_says_so(
+    project: Path, executed: dict[str, Path], tmp_path: Path
+) -> None:
+    page, path = next(iter(executed.items()))
+    notebook = nbformat.read(path, as_version=4)
+    shown = new_output("stream", name="stdout", text="0.9")
+    for name, outputs in (("Ours", []), ("Theirs", [shown])):
+        title = new_markdown_cell(f"## {name}", metadata={"tags": ["with-results"]}, id=name)
+        code = new_code_cell(f"{name.lower()}()", outputs=outputs, id=f"{name}-code")
+        notebook.cells[-1:-1] = [title, code]
+    nbformat.write(notebook, path)
+    book.stage("demo", executed, tmp_path / "out", root=project)
+    staged = nbformat.read(tmp_path / "out" / f"{page}.ipynb", as_version=4)
+    text = "\n".join(cell.source for cell in staged.cells)
+    assert "## Theirs" in text
+    assert "theirs()" in text
+    assert "## Ours" not in text
+    assert "ours()" not in text
+    assert "## References" in text
+
+
+def test_a_page_begins_with_its_answer_and_ends_with_exercises(
+    project: Path, executed: dict[str, Path], tmp_path: Path
+) -> None:
+    page, path = next(iter(executed.items()))
+    notebook = nbformat.read(path, as_version=4)
+    found = new_output("execute_result", {"text/markdown": "- Dice 0.9.", "text/plain": "M"})
+    notebook.cells[-1:-1] = [
+        new_markdown_cell("## What we saw", id="saw"),
+        new_code_cell("best = 1", id="best"),
+        new_code_cell("Markdown(best)", outputs=[found], metadata={"tags": ["finding"]}, id="found"),
+        new_markdown_cell("How to read it.\n\n## Try it yourself\n\nTry.", id="try"),
+    ]
+    nbformat.write(notebook, path)
+    book.stage("demo", executed, tmp_path / "out", root=project)
+    cells = nbformat.read(tmp_path / "out" / f"{page}.ipynb", as_version=4).cells
+    sources = [cell.source for cell in cells]
+    assert sources[1:4] == ["## What we saw", "Markdown(best)", "How to read it."]
+    assert {"finding", "hide-input"} <= set(cells[2].metadata["tags"])
+    assert "Dice 0.9" in str(cells[2].outputs)
+    assert sources.index("## Try it yourself\n\nTry.") == sources.index("best = 1") + 1
+    assert [sum(text.count(words) for text in sources) for words in ("What we saw", "How to read")] == [1, 1]
+
+
+def test_what_lives_in_a_notebook_only_says_so_on_the_page(
+    project: Path, executed: dict[str, Path], tmp_path: Path
+) -> None:
+    page, path = next(iter(executed.items()))
+    notebook = nbformat.read(path, as_version=4)
+    widget = new_output("display_data", {"text/plain": "Explorer()"})
+    live = new_code_cell("widget", outputs=[widget], metadata={"tags": ["remove-output"]}, id="live")
+    notebook.cells.insert(4, live)
+    nbformat.write(notebook, path)
+    book.stage("demo", executed, tmp_path / "out", root=project)
+    cells = nbformat.read(tmp_path / "out" / f"{page}.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if cell.source == "widget")
+    assert "remove-output" not in cell.metadata.get("tags", [])
+    assert "opens in the notebook" in str(cell.outputs)
+    assert "Explorer()" not in str(cell.outputs)
+
+
 def _links(page: Path) -> list[str]:
     """Where the buttons in a page's header lead."""
     header = page.read_text().split('<div class="article-header-buttons">')[1].split("</article>")[0]

@@ -99,8 +99,48 @@ def test_every_notebook_page_is_listed_with_its_question_and_finding() -> None:
     assert row.endswith("| It does, by 3 \\| 4. | phantom-demo (phantom), demo scale |")
 
 
-def test_the_headline_is_that_of_the_records(tmp_path: Path) -> None:
-    assert "No answer on real hearts yet: 0 of" in book_tables.headline(tmp_path)
+def test_the_first_page_says_that_there_is_no_answer_yet(tmp_path: Path) -> None:
+    box = book_tables.found(tmp_path, {}, [])
+    assert "No answer on real hearts yet: 0 of" in box
+    assert box.count("\n- ") == 1
+
+
+def test_the_first_page_tells_findings_with_interval_cohort_and_link() -> None:
+    page = "notebooks/06_results"
+    notebook = nbformat.v4.new_notebook()
+    output = nbformat.v4.new_output("execute_result", {"text/markdown": "- Words help."})
+    notebook.cells = [nbformat.v4.new_code_cell("x", outputs=[output], metadata={"tags": ["finding"]})]
+    facts = [PageFacts(page, scale="smoke", cohort="phantom-smoke (phantom)")]
+    points = book_tables.found(ROOT, {page: notebook}, facts).split("\n- ")[1:]
+    assert len(points) == 5
+    for point in points:
+        assert "{doc}`/notebooks/" in point
+    for point in points[1:4]:
+        assert re.search(r"95 % interval over patients [-+\d.]+ to [-+\d.]+", point.replace("\n", " "))
+        assert "patients of" in point
+    assert points[4].startswith(
+        "On phantom-smoke (phantom), smoke scale, which says nothing about hearts: Words"
+    )
+
+
+def test_the_first_page_names_the_scale_of_this_copy() -> None:
+    facts = [
+        PageFacts("notebooks/01_x", scale="demo", cohort="c (phantom)", state="fresh"),
+        PageFacts("notebooks/02_x", scale="demo", cohort="c (phantom)", state="stale"),
+        PageFacts("notebooks/09_x", scale="demo", cohort="as recorded in data", state="fresh"),
+        PageFacts("notebooks/08_x", state="not executed"),
+    ]
+    told = book_tables.scales(facts)
+    assert "{doc}`02 </notebooks/02_x>` at demo scale on c (phantom);" in told
+    assert "{doc}`09 </notebooks/09_x>` from results on record;" in told
+    assert told.endswith("{doc}`08 </notebooks/08_x>` not executed.")
+
+
+def test_the_rehearsal_is_that_on_record() -> None:
+    table = book_tables.rehearsal(ROOT)
+    assert "not a result" in table
+    assert {"| clipseg |", "| cris |"} <= set(re.findall(r"^\| \w+ \|", table, flags=re.MULTILINE))
+    assert "| memory |" in table
 
 
 def _record(root: Path, name: str, dice: list[float], **columns: list[object]) -> None:

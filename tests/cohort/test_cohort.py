@@ -643,7 +643,7 @@ def test_reading_survives_what_is_broken(broken: tuple[Path, dict[str, str]]) ->
 def test_nothing_left_is_an_error(cohort: Path) -> None:
     for path in cohort.rglob("*.nii.gz"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CohortError, match=r"no usable picture.*check_cohort"):
+    with pytest.raises(CohortError, match=r"no usable image.*check_cohort"):
         read_cohort(cohort)
 
 
@@ -675,7 +675,7 @@ def test_lost_frame_and_lost_cohort_yaml(cohort: Path) -> None:
     """A copy that lacks files is not taken for a smaller cohort, nor for CAMUS."""
     for path in (cohort / "database_nifti/patient0001").glob("patient0001_2CH_ED*"):
         path.unlink()
-    assert check_cohort(cohort).detail.tolist() == ["cohort.yaml counts 12 pictures, 11 are here"]
+    assert check_cohort(cohort).detail.tolist() == ["cohort.yaml counts 12 images, 11 are here"]
     (cohort / "cohort.yaml").unlink()
     with pytest.raises(CohortError, match=r"cohort\.yaml is missing"):
         read_cohort(cohort)

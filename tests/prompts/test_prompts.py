@@ -226,7 +226,7 @@ def test_only_the_levels_asked_for_need_their_attributes():
     bare = frames()[["patient", "view", "phase"]]
     prompts = make_prompts(bare, levels=("P1", "P2"))
     assert len(prompts) == 3 * 3 * 2 * 2
-    with pytest.raises(PromptError, match=r"P4 needs sex.*patient0001 2CH ED and 2 more pictures.*omit"):
+    with pytest.raises(PromptError, match=r"P4 needs sex.*patient0001 2CH ED and 2 more images.*omit"):
         make_prompts(bare)
 
 

@@ -30,7 +30,7 @@ def test_the_ledger_has_every_claim(recorded: dict[str, pd.DataFrame]) -> None:
     assert set(ledger["id"]) == set(EVIDENCE)
     assert set(ledger["verdict"]) <= set(claims.VERDICTS)
     # a claim that can be checked has a number of its own, and one that does not simply hold has a reason
-    can = ~ledger["verdict"].isin(["cannot be checked", "not a finding"])
+    can = ~ledger["verdict"].isin(["premise false", "cannot be checked", "not a finding"])
     assert (ledger.loc[can, "recomputed"] != "").all()
     assert (ledger.loc[ledger["verdict"] != "holds", "reason"] != "").all()
 
@@ -40,9 +40,11 @@ def test_the_recorded_ledger_follows_from_the_recorded_tables(recorded: dict[str
 
 
 def test_every_claim_links_to_a_section_of_the_notebook() -> None:
-    cells = nbformat.read(ROOT / "notebooks" / "07_published.ipynb", as_version=4).cells
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    for section in claims.load_claims()["section"]:
+    for link in claims.load_claims()["section"]:
+        page, _, section = link.rpartition("#")
+        name = page.removesuffix(".html") or "07_published"
+        cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         assert f"({section})=\n#" in text
 
 
@@ -53,6 +55,9 @@ def test_every_claim_links_to_a_section_of_the_notebook() -> None:
         ((Check(True, "a", essential=True), Check(True, "b")), "holds"),
         ((Check(True, "a", essential=True), Check(False, "b")), "holds weakly"),
         ((Check(False, "a", essential=True), Check(True, "b")), "does not hold"),
+        ((Check(True, "a", essential=True), Check(False, "b", against=True), Check(False, "c")), "mixed"),
+        ((Check(False, "a", essential=True), Check(False, "b", against=True)), "does not hold"),
+        ((Check(False, "a", premise=True), Check(False, "b", essential=True)), "premise false"),
     ],
 )
 def test_a_verdict_follows_from_its_checks(checks: tuple[Check, ...], expected: str) -> None:
@@ -75,6 +80,10 @@ def test_verdicts_change_with_the_evidence(recorded: dict[str, pd.DataFrame]) ->
     steady["difference"] /= 100 ** (steady["model"] == "CLIPSeg")
     head = recorded["headline"].assign(difference=recorded["headline"]["given_difference"])
     assert of(spread=steady, headline=head)["pretraining-headline"] == "holds"
+    assert before["pretraining-both-models"] == "mixed"
+    table = recorded["comparisons"]
+    unharmed = table.assign(p_patient_holm=table["p_patient_holm"].where(table["difference"] > 0, 0.4))
+    assert of(comparisons=unharmed)["pretraining-both-models"] == "holds weakly"
     lost = recorded["gains"].assign(mean=recorded["gains"]["mean"] - 0.3)
     assert of(gains=lost)["augmenting-improves"] == "does not hold"
 
@@ -91,6 +100,15 @@ def test_the_limit_of_one_cell_decides_nothing_about_means(recorded: dict[str, p
         assert "limit" not in before.loc[name, "reason"]
 
 
+def test_an_interval_is_of_one_estimate(recorded: dict[str, pd.DataFrame]) -> None:
+    rows = claims.ledger(recorded).set_index("id")
+    own = recorded["gains"].query("`from` == 'Table 2, scores'")
+    for name in ("augmenting-improves", "good-starting-point"):
+        assert rows.loc[name, ["low", "high"]].isna().all()
+        for row in own.itertuples():
+            assert f"{row.mean:+.2f}, 95 % {row.low:+.2f} to {row.high:+.2f}" in rows.loc[name, "recomputed"]
+
+
 def test_proposals_are_no_findings(recorded: dict[str, pd.DataFrame]) -> None:
     rows = claims.ledger(recorded).set_index("id")
     expected = {"closer-to-augmentation", "future-joint-training", "future-triplets"}
@@ -105,8 +123,8 @@ def test_the_page_states_the_rule_of_every_verdict() -> None:
 
 def test_what_did_not_take_place_is_neither_borne_out_nor_refuted(recorded: dict[str, pd.DataFrame]) -> None:
     rows = claims.ledger(recorded).set_index("id")
-    for name in ("unfreezing-clipseg-real", "unfreezing-clipseg-synthetic"):
-        assert rows.loc[name, "verdict"] == "cannot be checked"
+    for name in ("unfreezing-clipseg-real", "unfreezing-clipseg-synthetic", "clipseg-explained"):
+        assert rows.loc[name, "verdict"] == "premise false"
         assert "no gradient in Transformers 4.31.0" in rows.loc[name, "reason"]
 
 

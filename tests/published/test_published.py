@@ -571,7 +571,7 @@ def test_identity_is_told_from_areas(phantom_frames: pd.DataFrame) -> None:
     swapped = dict(zip(mapping, [patients[-2], patients[-1], *list(mapping.values())[2:]], strict=True))
     again = published_runs.check_identity(frames, scores, swapped).set_index("legacy_test_patient")
     assert list(again.index[~again["agrees"]]) == ["patient0001", "patient0002"]
-    with pytest.raises(PublishedError, match="no testing picture with a mask"):
+    with pytest.raises(PublishedError, match="no testing image with a mask"):
         published_runs.check_identity(phantom_frames.assign(split="train"), scores, mapping)
 
 

@@ -54,15 +54,23 @@ def test_figures_say_the_cohort_that_is_open_or_their_own(page: Page) -> None:
     assert _stamp(page, "another", "phantom").startswith("scale: smoke · cohort: another (phantom)")
 
 
-def test_a_table_ends_its_caption_with_the_note(page: Page) -> None:
+def test_a_captions_note_is_asked_for(page: Page) -> None:
     page.of("CAMUS", "real", "full")
     table = pd.DataFrame({"dice": [0.9]})
-    assert page.table(table, "Dice.").caption == "Dice. scale: full · cohort: CAMUS (real)"
-    assert page.table(table).caption == page.note
-    assert page.table(table, "Seconds.", note=False).caption == "Seconds."
-    assert page.table(table, note=False).caption is None
+    assert page.table(table, "Dice.").caption == "Dice."
+    assert page.table(table).caption is None
+    assert page.table(table, "Dice.", note=True).caption == "Dice. scale: full · cohort: CAMUS (real)"
     assert ">0</th>" in page.table(table).to_html()
     assert ">0</th>" not in page.table(table, index=False).to_html()
+
+
+def test_headings_are_words_and_the_table_stays(page: Page) -> None:
+    table = pd.DataFrame([[1.0, 2.0, 3.0, 4.0]], columns=["peak_memory_gib", "our_own", "given", 7])
+    shown = page.table(table.style.format("{:.1f}")).to_html()
+    for heading in ("peak memory (GiB)", "our own", "given", "7"):
+        assert f">{heading}</th>" in shown
+    assert "our_own" not in shown
+    assert list(table)[:2] == ["peak_memory_gib", "our_own"]
 
 
 def test_beginning_names_a_wrong_parameter() -> None:

@@ -296,7 +296,7 @@ def a_metaimage_header_cut_off(place: Place) -> Callable[[], object]:
     return partial(load_image, {"image": str(header)})
 
 
-@bad(CohortError, rf"shape mismatch: .*{PATIENT}_2CH_ED_gt\.nii\.gz", "export the mask at the picture's size")
+@bad(CohortError, rf"shape mismatch: .*{PATIENT}_2CH_ED_gt\.nii\.gz", "export the mask at the image's size")
 def a_mask_of_another_size(place: Place) -> Callable[[], object]:
     root = change_mask(place.cohort(), lambda labels: labels[:-3])
     return partial(read_cohort, root, strict=True)

@@ -70,7 +70,7 @@ def test_a_rooms_change_makes_its_chapter_stale_and_those_downstream(tmp_path: P
 
     assert stale("base") == set(rooms.CHAPTERS)
     assert stale("explorer") == {"08_explorer"}
-    assert stale("published") == {"07_published"}
+    assert stale("published") == {"07_published", "12_released_code"}
     assert {"02_synthesis", "06_results", "09_real_hearts"} <= stale("synthesis")
     assert not {"01_cohort", "03_prompts", "04_training", "05_evaluation"} & stale("synthesis")
     assert {"04_training", "05_evaluation", "08_explorer"} <= stale("models")
