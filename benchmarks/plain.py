@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 from echovlsm import STRUCTURES
-from echovlsm.cohort.images import load_labels
+from echovlsm.cohort.images import load_image, load_labels, resize_image, resize_labels
 from echovlsm.models.cris import CRIS
 from echovlsm.models.cris_parts import pixel_positions, word_positions
 from echovlsm.prompts.shapes import name_shape
@@ -65,6 +66,57 @@ def training_step(
     nn.utils.clip_grad_norm_(segmenter.parameters(), clip)
     optimiser.step()
     return total, torch.cat(found)
+
+
+class Triplets(Dataset):
+    """One triplet an item, as the paper's code has them: read, resized and tokenised each time.
+
+    Parameters
+    ----------
+    part
+        The images and prompts of the package's own `Triplets`.
+    model
+        Gives tokenizer, normalisation and longest prompt, to which each is padded.
+    """
+
+    def __init__(self, part: Any, model: nn.Module) -> None:
+        self.part, self.model = part, model
+
+    def __len__(self) -> int:
+        return len(STRUCTURES) * len(self.part)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalised pixels (3, H, W), ids and attention mask (L,), truth float32 (H, W)."""
+        index, place = divmod(number, len(STRUCTURES))
+        row, size = self.part.frames.iloc[index], self.model.image_size
+        pixels = self.model.normalise(resize_image(load_image(row), size)[None])[0]
+        truth = resize_labels(load_labels(row), size) == list(STRUCTURES)[place]
+        text = self.part.texts_of(index)[place]
+        words = self.model.tokenizer(
+            text, padding="max_length", max_length=self.model.longest, return_tensors="pt"
+        )
+        return pixels, words["input_ids"][0], words["attention_mask"][0], truth.float()
+
+
+def epoch(
+    forward: Any,
+    segmenter: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
+    loss: nn.Module,
+    clip: float,
+) -> float:
+    """A step for each batch of triplets; the mean loss of a triplet."""
+    segmenter.train()
+    total, count = 0.0, 0
+    for pixels, ids, mask, truth in batches:
+        value = loss(forward(segmenter, pixels, ids, mask)[:, None], truth[:, None])
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(segmenter.parameters(), clip)
+        optimiser.step()
+        total, count = total + float(value.detach()) * len(pixels), count + len(pixels)
+    return total / count
 
 
 # -- CRIS -----------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def triplets(model: nn.Module, pictures: int, view: str = "") -> Triplets:
 
 def batch_of(part: Triplets) -> dict[str, Tensor]:
     """All of a part as one batch, as the training's loader makes it."""
-    return torch.utils.data.default_collate([part[index] for index in range(len(part))])
+    return part.__getitems__(range(len(part)))
 
 
 def one_by_one(model: nn.Module, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

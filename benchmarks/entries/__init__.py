@@ -9,7 +9,18 @@ from benchmarks.measure import Growth, Pair, Rate
 from benchmarks.setups import Settings
 
 NAMES: tuple[str, ...] = (
-    *("training", "augmentation", "cris", "scoring", "cohorts", "start", "diffusion", "arithmetic", "growth"),
+    *(
+        "training",
+        "loops",
+        "augmentation",
+        "cris",
+        "scoring",
+        "cohorts",
+        "start",
+        "diffusion",
+        "arithmetic",
+        "growth",
+    ),
 )
 """What `python -m benchmarks --only` knows, in the order in which all are run."""
 

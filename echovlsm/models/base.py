@@ -167,6 +167,7 @@ class VisionLanguageModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        repeats: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Segment what the prompts name.
 
@@ -180,6 +181,10 @@ class VisionLanguageModel(nn.Module):
         features
             What `encode_image` gives for the B images and `text_features` for the B S prompts, where that
             is known: then nothing is encoded.
+        repeats
+            Which of the B S prompts occur again, where the batch's maker knows: the places of those that are
+            unlike one another (D,), and for each prompt which of these it is (B S,), both int64. Otherwise
+            they are compared on a processor; elsewhere, where that would wait for the device, each is read.
 
         Returns
         -------
@@ -191,7 +196,7 @@ class VisionLanguageModel(nn.Module):
         ModelError
             Images and prompts do not fit each other or the model.
         """
-        logits = self.raw_logits(pixel_values, input_ids, attention_mask, features)
+        logits = self.raw_logits(pixel_values, input_ids, attention_mask, features, repeats)
         maps, size = logits.reshape(-1, 1, *logits.shape[-2:]), tuple(pixel_values.shape[-2:])
         if tuple(maps.shape[-2:]) != size:
             maps = self.enlarge(maps, size)
@@ -203,6 +208,7 @@ class VisionLanguageModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        repeats: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """As `forward`, but at the size of the decoder's own map: (B, h, w) or (B, S, h, w)."""
         if features is not None:
@@ -210,17 +216,28 @@ class VisionLanguageModel(nn.Module):
         if input_ids.shape[0] != pixel_values.shape[0]:
             raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} pictures")
         activations = self.encode_image(pixel_values)
-        words = self.read(input_ids, attention_mask)
+        words = self.read(input_ids, attention_mask, repeats)
         return self.decode(activations, words).unflatten(0, input_ids.shape[:-1])
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, ...]:
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        repeats: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         """`text_features` of prompts (..., L), each distinct one encoded once: tensors (N, ...)."""
         length = input_ids.shape[-1]
         ids = input_ids.reshape(-1, length)
         mask = self.mask_of(ids, None if attention_mask is None else attention_mask.reshape(-1, length))
-        distinct, where = torch.unique(torch.cat([ids, mask], dim=1), dim=0, return_inverse=True)
-        features = self.text_features(distinct[:, :length], distinct[:, length:])
-        return tuple(value[where] for value in features)
+        if repeats is not None:
+            distinct, where = repeats
+            ids, mask = ids[distinct], mask[distinct]
+        elif ids.device.type == "cpu":
+            both, where = torch.unique(torch.cat([ids, mask], dim=1), dim=0, return_inverse=True)
+            ids, mask = both.split(length, dim=1)
+        else:
+            return tuple(self.text_features(ids, mask))
+        return tuple(value[where] for value in self.text_features(ids, mask))
 
     def mask_of(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The attention mask, int64 (N, L); without one all tokens of prompts (N, L) count."""
@@ -278,11 +295,12 @@ def check_side(name: str, image_size: int, step: int, what: str = "sides") -> No
 
 
 @lru_cache(maxsize=16)
-def _weights_of_places(grid: int, size: tuple[int, int]) -> Tensor:
+def _weights_of_places(grid: int, size: tuple[int, int], device: torch.device) -> Tensor:
     """What each place of a grid adds to each of `size` places, bicubic: float32 (h w, grid ** 2)."""
     with torch.inference_mode(False), torch.no_grad():
         each = torch.eye(grid**2).unflatten(1, (grid, grid))[:, None]
-        return functional.interpolate(each, size=size, mode="bicubic", align_corners=False).flatten(1).T
+        found = functional.interpolate(each, size=size, mode="bicubic", align_corners=False).flatten(1).T
+        return found.to(device)
 
 
 def map_of_positions(embedding: Tensor, size: tuple[int, int]) -> Tensor:
@@ -290,7 +308,7 @@ def map_of_positions(embedding: Tensor, size: tuple[int, int]) -> Tensor:
     grid = round((embedding.shape[0] - 1) ** 0.5)
     places = embedding[1:]
     if size != (grid, grid):  # as a product: PyTorch is slow at interpolating many channels
-        places = _weights_of_places(grid, size).to(places) @ places
+        places = _weights_of_places(grid, size, places.device).to(places) @ places
     return places.T.unflatten(1, size)
 
 

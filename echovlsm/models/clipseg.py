@@ -204,6 +204,11 @@ class CLIPSeg(VisionLanguageModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Conditional embeddings (N, projection_dim) of N prompts (N, L)."""
+        if attention_mask is not None and attention_mask.device.type != "cpu":
+            # the mask that Transformers makes of this one, but only after it has waited for its values
+            length = input_ids.shape[1]
+            earlier = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+            attention_mask = attention_mask.bool()[:, None, None] & earlier
         with self.encoder_gradients():
             features = self.segmenter.clip.get_text_features(input_ids, attention_mask=attention_mask)
         return features.pooler_output
@@ -212,11 +217,16 @@ class CLIPSeg(VisionLanguageModel):
         """What `encode_text` gives, alone in a tuple."""
         return (self.encode_text(input_ids, attention_mask),)
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, ...]:
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        repeats: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         """As of any model; one prompt an image as Transformers reads it, for logits that are bit-equal."""
         if input_ids.ndim == 2:
             return self.text_features(input_ids, attention_mask)
-        return super().read(input_ids, attention_mask)
+        return super().read(input_ids, attention_mask, repeats)
 
     def decode(self, activations: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
         """Logits (N, h, w) of B images under N = B S prompts, S in a row for each image.

@@ -153,17 +153,24 @@ class FPN(nn.Module):
         """Sentences (N, width) to gates (N, fifth); normalised over the batch only if it holds two kinds.
 
         The batch statistics of one sentence, however often it occurs, say nothing: they would hide it, and
-        the running ones would lag behind a text encoder that learns.
+        the running ones would lag behind a text encoder that learns. Both are computed and one is taken:
+        asking which first would wait for the device.
         """
         linear, norm, relu = self.txt_proj
         x = linear(state)
-        if self.training and bool((state == state[:1]).all()):
-            return relu(
-                functional.batch_norm(
-                    x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-                )
-            )
-        return relu(norm(x))
+        if not norm.training:
+            return relu(norm(x))
+        kept = (norm.running_mean, norm.running_var)
+        before, after = ([values.clone() for values in kept] for _ in range(2))
+        by_running = functional.batch_norm(x, *before, norm.weight, norm.bias, eps=norm.eps)
+        if len(x) == 1:
+            return relu(by_running)
+        by_batch = functional.batch_norm(x, *after, norm.weight, norm.bias, True, norm.momentum, norm.eps)
+        alike = (state == state[:1]).all()
+        for values, old, new in zip(kept, before, after, strict=True):
+            values.copy_(torch.where(alike, old, new))
+        norm.num_batches_tracked += ~alike
+        return relu(torch.where(alike, by_running, by_batch))
 
 
 def _waves(length: int, width: int, device: torch.device) -> Tensor:

@@ -164,6 +164,7 @@ class ReferenceUNet(nn.Module):
         pixel_values: Tensor,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        repeats: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Segment all structures, whatever the prompts say.
 
@@ -171,8 +172,8 @@ class ReferenceUNet(nn.Module):
         ----------
         pixel_values
             Normalised images, float (B, 3, H, W).
-        input_ids, attention_mask
-            Ignored but for their shape: int64 (B, S, L) with one prompt a structure, in this order.
+        input_ids, attention_mask, repeats
+            Ignored but for the shape of `input_ids`: int64 (B, S, L) with one prompt a structure, in order.
 
         Returns
         -------

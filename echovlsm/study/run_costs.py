@@ -108,7 +108,8 @@ def _measure(
     masks = (torch.rand(3 * batch, 1, side, side, generator=generator) > 0.5).float().to(kind)
     rows = torch.arange(3 * batch) % len(words[0])
     ids, mask = (values[rows].view(batch, 3, -1).to(kind) for values in words)
-    known = {}
+    distinct = torch.arange(min(len(rows), len(words[0])))
+    known = {"repeats": (distinct.to(kind), rows.to(kind))}
     if reuse:
         with torch.no_grad():
             pictures = model.encode_image(model.normalise(images))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -102,26 +103,17 @@ def _bound_term(
 ) -> Tensor:
     """One term of the variational bound, in bits, (B,): only the variance learns from it."""
 
-    def at(values: Tensor) -> Tensor:
-        return values.to(noisy)[t].view(-1, 1, 1, 1)
-
-    cumulative = schedule.alphas_cumprod.double()
-    before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
-    betas = schedule.betas.double()
-    variance = betas * (1 - before) / (1 - cumulative)
-    # the first step's posterior has no variance: guided diffusion takes the second's
-    low = torch.cat([variance[1:2], variance[1:]]).log()
-    keep = betas * before.sqrt() / (1 - cumulative)
-    move = (1 - before) * (1 - betas).sqrt() / (1 - cumulative)
+    steps = _of_steps(schedule, noisy.device, noisy.dtype)
+    signal, spoilt, keep, move, high, low = steps[:, t, None, None, None]
     if schedule.config.prediction_type == "v_prediction":
-        guess = at(cumulative.sqrt()) * noisy - at((1 - cumulative).sqrt()) * mean
+        guess = signal * noisy - spoilt * mean
     else:
-        guess = (noisy - at((1 - cumulative).sqrt()) * mean) / at(cumulative.sqrt())
-    model_mean = at(keep) * guess.clamp(-1, 1) + at(move) * noisy
-    true_mean = at(keep) * clean + at(move) * noisy
+        guess = (noisy - spoilt * mean) / signal
+    model_mean = keep * guess.clamp(-1, 1) + move * noisy
+    true_mean = keep * clean + move * noisy
     share = (spread + 1) / 2
-    model_log = share * at(betas.log()) + (1 - share) * at(low)
-    true_log = at(low)
+    model_log = share * high + (1 - share) * low
+    true_log = low
     divergence = 0.5 * (
         model_log
         - true_log
@@ -132,6 +124,26 @@ def _bound_term(
     first = (t == 0).view(-1, 1, 1, 1)
     likelihood = -_log_likelihood(clean, model_mean, (0.5 * model_log).exp())
     return torch.where(first, likelihood, divergence).flatten(1).mean(dim=1) / math.log(2)
+
+
+@lru_cache(maxsize=4)
+def _of_steps(schedule: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What the bound needs to know of each step, (6, steps): how much of a noisy image is signal, and noise;
+    how much of the image and of the noisy one the posterior's mean keeps; its variance's bounds, as logs.
+    """
+    with torch.inference_mode(False):
+        betas = (
+            schedule.betas.double()
+        )  # this and alphas stay on the processor, others of the schedule wander
+        cumulative = schedule.alphas.cumprod(dim=0).double()
+        before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
+        variance = betas * (1 - before) / (1 - cumulative)
+        # the first step's posterior has no variance: guided diffusion takes the second's
+        low = torch.cat([variance[1:2], variance[1:]]).log()
+        keep = betas * before.sqrt() / (1 - cumulative)
+        move = (1 - before) * (1 - betas).sqrt() / (1 - cumulative)
+        known = (cumulative.sqrt(), (1 - cumulative).sqrt(), keep, move, betas.log(), low)
+        return torch.stack(known).to(device, dtype)
 
 
 def _log_likelihood(clean: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -257,6 +269,7 @@ def sample(
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     solver = make_scheduler(scheduler, schedule)
     set_steps(solver, steps)
+    model.check_classes(torch.as_tensor(maps))
     condition = _condition(model, torch.as_tensor(maps).to(device))
     empty = _condition(model, torch.full_like(torch.as_tensor(maps[:1]).long(), DROPPED).to(device))
     channels = model.config.in_channels

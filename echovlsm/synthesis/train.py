@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from echovlsm.synthesis.process import TRAINING_STEPS, diffusion_loss, noise_schedule, to_model
 from echovlsm.synthesis.unet import DROPPED, ConditionError, SemanticUNet
-from echovlsm.training import Checkpoints
+from echovlsm.training import Checkpoints, devices
 
 HISTORY_COLUMNS: tuple[str, ...] = ("step", "loss", "val_loss", "learning_rate", "seconds")
 
@@ -113,10 +113,13 @@ def train_diffusion(
     AcceleratorState._reset_state()  # else the precision is that of whatever ran before in this process
     accelerator = Accelerator(mixed_precision=mixed_precision)
     bare = model.to(accelerator.device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(bare.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    on_gpu = accelerator.device.type == "cuda"  # where many small operations cost more than what they do
+    optimiser = torch.optim.AdamW(
+        bare.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=on_gpu or None
+    )
     form = "cosine" if cosine else "constant_with_warmup"
     rates = get_scheduler(form, optimiser, num_warmup_steps=warm_up, num_training_steps=steps)
-    ema = EMAModel(bare.parameters(), decay=ema_decay)
+    ema = EMAModel(bare.parameters(), decay=ema_decay, foreach=on_gpu)
     wrapped, optimiser = accelerator.prepare(bare, optimiser)
     if batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size: {batch_size} is no multiple of {accelerator.num_processes} processes")
@@ -128,7 +131,7 @@ def train_diffusion(
     bar = tqdm(
         total=steps, initial=done, desc="steps", disable=not progress or not accelerator.is_main_process
     )
-    clock, total, count = time.perf_counter(), 0.0, 0
+    clock, seen = time.perf_counter(), []
     for step in range(done, steps):
         wrapped.train()
         clean, label_maps, t, noise = _draw(
@@ -142,11 +145,15 @@ def train_diffusion(
         optimiser.step()
         rates.step()
         ema.step(bare.parameters())
-        total, count = total + float(losses.detach().mean()), count + 1
+        seen.append(losses.detach().mean())
         bar.update()
         if (step + 1) % check_every and step + 1 < steps:
             continue
-        mean = float(accelerator.reduce(torch.tensor(total / count, device=accelerator.device), "mean"))
+        total = 0.0
+        for loss in torch.stack(seen).tolist():
+            total += loss
+        own = torch.tensor(total / len(seen), device=accelerator.device)
+        mean = float(accelerator.reduce(own, "mean"))
         if not math.isfinite(mean):
             raise FloatingPointError(
                 "train_diffusion: the loss is not finite; lower learning_rate or use bf16"
@@ -157,7 +164,7 @@ def train_diffusion(
         kept = {"history": history, "rates": rates.state_dict(), "settings": settings}
         states.save(kept, step + 1, lambda to: torch.save(ema.state_dict(), to / "ema.pt"))
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-        clock, total, count = time.perf_counter(), 0.0, 0
+        clock, seen = time.perf_counter(), []
     bar.close()
     states.end()
     ema.copy_to(bare.parameters())
@@ -207,7 +214,7 @@ def _draw(
     labels[dropped] = DROPPED
     t = torch.randint(0, TRAINING_STEPS, (len(picked),), generator=generator)
     noise = torch.randn(clean.shape, generator=generator)
-    return tuple(part.to(accelerator.device) for part in (clean, labels, t, noise))
+    return tuple(devices.put(part, accelerator.device) for part in (clean, labels, t, noise))
 
 
 @torch.no_grad()
@@ -222,16 +229,19 @@ def _validate(
     model.eval()
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
-    total = 0.0
+    sums = []
     for start in range(0, len(images), batch_size):
         clean = to_model(images[start : start + batch_size], model.config.in_channels)
         labels = torch.as_tensor(maps[start : start + batch_size]).long()
         t = (torch.arange(start, start + len(clean)) * TRAINING_STEPS) // len(images)
         noise = torch.randn(clean.shape, generator=generator)
-        batch = (part.to(accelerator.device) for part in (clean, labels, t, noise))
+        batch = (devices.put(part, accelerator.device) for part in (clean, labels, t, noise))
         with accelerator.autocast():
-            total += float(diffusion_loss(model, schedule, *batch).sum())
+            sums.append(diffusion_loss(model, schedule, *batch).sum())
     ema.restore(model.parameters())
+    total = 0.0
+    for value in torch.stack(sums).tolist():
+        total += value
     return total / len(images)
 
 

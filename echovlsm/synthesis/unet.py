@@ -316,27 +316,33 @@ class SemanticUNet(nn.Module):
         Raises
         ------
         ConditionError
-            Not integer, not (B, H, W), or a class that the model does not have.
+            Not integer, not (B, H, W), or, on a processor, a class that the model does not have: looking for
+            one elsewhere would wait for the device, so that who brings a map there asks `check_classes`.
         """
         if label_map.ndim != 3 or label_map.is_floating_point():
             raise ConditionError(
                 f"label_map: {label_map.dtype} {tuple(label_map.shape)}; integer classes (B, H, W) expected"
             )
         labels = label_map.long()
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_classes(labels)
+        classes = torch.arange(self.config.num_classes, device=labels.device).view(1, -1, 1, 1)
+        one_hot = (labels[:, None] == classes).to(dtype)
+        # Shares of a patch rather than its first pixel: outlines keep their place.
+        return (
+            functional.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
+        )
+
+    def check_classes(self, label_map: Tensor) -> None:
+        """Raise ConditionError for a class that the model does not have."""
         known = self.config.num_classes
-        low, high = int(labels.min()), int(labels.max())
+        low, high = int(label_map.min()), int(label_map.max())
         if low < DROPPED or high >= known:
             wrong = high if high >= known else low
             raise ConditionError(
                 f"label_map: class {wrong} found; the model knows 0 to {known - 1}, "
                 f"and {DROPPED} for a dropped label"
             )
-        classes = torch.arange(known, device=labels.device).view(1, -1, 1, 1)
-        one_hot = (labels[:, None] == classes).to(dtype)
-        # Shares of a patch rather than its first pixel: outlines keep their place.
-        return (
-            functional.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
-        )
 
     def modulate(self, label_map: Tensor) -> Modulation:
         """Scale and shift of every SPADE normalisation, to be given to `forward` instead of the label map."""
@@ -372,7 +378,7 @@ class SemanticUNet(nn.Module):
         Raises
         ------
         ConditionError
-            The label map's size is not the image's, or a class is out of range.
+            The label map's size is not the image's, or, on a processor, a class is out of range.
         """
         from diffusers.models.embeddings import get_timestep_embedding
 

@@ -8,7 +8,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["strategies"],
+    submodules=["devices", "strategies"],
     submod_attrs={
         "checkpoints": ["Checkpoints"],
         "loop": ["fit", "make_loss", "make_optimiser", "predict"],

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from echovlsm.training import devices
+
 AFFINE, CONTRAST, INTENSITY = 0.9, 0.5, 0.5
 """Probability of each change."""
 
@@ -71,7 +73,7 @@ def augment(images: Tensor, labels: Tensor, changes: Sequence[Change]) -> tuple[
         Images (bilinear) and labels (nearest neighbour), uint8 (B, H, W).
     """
     rows = [[value for part in astuple(change) for value in np.atleast_1d(part)] for change in changes]
-    known = torch.tensor(np.array(rows), dtype=torch.float32, device=images.device)
+    known = devices.put(torch.tensor(np.array(rows), dtype=torch.float32), images.device)
     rotation, shear, shift, scale, gamma, factor = known.split((1, 2, 2, 2, 1, 1), dim=1)
     grid = _grid(rotation[:, 0], shear, shift, scale, images.shape[-2:])
 
@@ -108,5 +110,4 @@ def _grid(rotation: Tensor, shear: Tensor, shift: Tensor, scale: Tensor, shape: 
     rows, columns = torch.meshgrid(*places, indexing="ij")
     points = torch.stack([rows, columns, torch.ones_like(rows)]).flatten(1)
     moved = (affine[:, :2] @ points).unflatten(2, tuple(shape))
-    half = torch.tensor([side / 2 for side in shape], device=rotation.device).view(1, 2, 1, 1)
-    return (moved / half).flip(1).permute(0, 2, 3, 1)
+    return torch.stack([moved[:, axis] / (shape[axis] / 2) for axis in (1, 0)], dim=-1)

@@ -7,6 +7,7 @@ of a training read what they need from a memory map.
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from echovlsm.base import cache, files, provenance
 from echovlsm.models import adapters
+from echovlsm.training import devices
 
 if TYPE_CHECKING:
     from echovlsm.training.triplets import Triplets
@@ -41,12 +43,28 @@ class Features:
     def __init__(self, pictures: list[np.ndarray], prompts: list[np.ndarray]) -> None:
         self.pictures, self.prompts = pictures, [torch.from_numpy(np.array(array)) for array in prompts]
 
+    def to(self, device: torch.device) -> Features:
+        """The same on a GPU; itself on a processor, or where they do not fit."""
+        size = sum(values.nbytes for values in (*self.pictures, *self.prompts))
+        if device.type == "cpu" or not devices.fits(size, device):
+            return self
+        moved = copy.copy(self)
+        moved.pictures = [torch.from_numpy(np.array(array)).to(device) for array in self.pictures]
+        moved.prompts = [values.to(device) for values in self.prompts]
+        return moved
+
     def of(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Features of the images (B, ...) and of their prompts (B S, ...), on the batch's device."""
-        device, index = batch["index"].device, batch["index"].cpu().numpy()
-        pictures = tuple(torch.from_numpy(array[index]).to(device) for array in self.pictures)
-        text = batch["text"].reshape(-1).cpu()
-        return pictures, tuple(array[text].to(device) for array in self.prompts)
+        text = batch["text"].reshape(-1)
+        pictures = tuple(_rows(values, batch["index"]) for values in self.pictures)
+        return pictures, tuple(_rows(values, text) for values in self.prompts)
+
+
+def _rows(values: np.ndarray | Tensor, index: Tensor) -> Tensor:
+    """Rows of what lies on the device of `index`, or on the processor."""
+    if torch.is_tensor(values) and values.device == index.device:
+        return values[index]
+    return devices.put(torch.as_tensor(values[index.cpu().numpy()]), index.device)
 
 
 class Read(Features):

@@ -44,14 +44,19 @@ WARM_UP = 0.03
 
 
 def make_loss(dice_weight: float = 1.0, ce_weight: float = 0.25) -> nn.Module:
-    """Dice + cross entropy on logits (N, 1, H, W) against masks of the same shape.
+    """Dice + cross entropy on logits (N, 1, H, W) against masks of the same shape; always in float32.
 
     MONAI's `DiceCELoss` with one output channel takes the binary cross entropy; in MONAI 1.2.0, which the
-    paper's code pinned, the softmax over that one channel made this half identically zero.
+    paper's code pinned, the softmax over that one channel made this half identically zero. A mask of 512 x
+    512 pixels has a larger sum than a half can hold.
     """
     from monai.losses import DiceCELoss
 
-    return DiceCELoss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
+    class Float32Loss(DiceCELoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return super().forward(input.float(), target.float())
+
+    return Float32Loss(sigmoid=True, lambda_dice=dice_weight, lambda_ce=ce_weight)
 
 
 def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -157,7 +162,7 @@ def fit(
         There is no room for the state; the one before is kept.
     """
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import DataLoaderConfiguration, set_seed
 
     _check_schedule(schedule, plateau_factor, plateau_patience, patience)
     if keep not in KEPT:
@@ -175,7 +180,8 @@ def fit(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    copies = DataLoaderConfiguration(non_blocking=torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=mixed_precision, dataloader_config=copies)
     optimiser = make_optimiser(model, learning_rate, weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser,
@@ -186,8 +192,10 @@ def fit(
         threshold_mode="abs",
     )
     sampler = Batches(len(triplets), batch_size, seed, look_every if steps else 0)
-    training = DataLoader(triplets, batch_sampler=sampler, collate_fn=whole_batch)
-    checking = DataLoader(validation, batch_size=batch_size, collate_fn=whole_batch)
+    training, checking = (
+        _loader(part, accelerator.device, **how)
+        for part, how in ((triplets, {"batch_sampler": sampler}), (validation, {"batch_size": batch_size}))
+    )
     rounds = steps // look_every or epochs
     patience = rounds if steps else patience
     # convolutions, most of a step, are a fifth faster so; optimiser states take their weights' layout
@@ -196,9 +204,8 @@ def fit(
     loss = make_loss(dice_weight, ce_weight)
 
     # By epoch the same: what frozen encoders make of an image is computed once, before the first.
-    learned, checked = (
-        encode(bare, part, accelerator.autocast(), mixed_precision) for part in (triplets, validation)
-    )
+    kept = (encode(bare, part, accelerator.autocast(), mixed_precision) for part in (triplets, validation))
+    learned, checked = (one and one.to(accelerator.device) for one in kept)
     states, best_weights = Checkpoints(folder, accelerator), folder / "best.safetensors"
     history, mark, stale = [], -1.0, 0
     if found := states.saved():
@@ -255,6 +262,13 @@ def fit(
     return pd.DataFrame(history, columns=list(HISTORY_COLUMNS))
 
 
+def _loader(part: Triplets, device: torch.device, **how: object) -> DataLoader:
+    """Batches of `part`, made on `device` where its images fit; else copied there from pinned memory."""
+    part = part.to(device)
+    pinned = device.type == "cuda" and part.images.device.type == "cpu"
+    return DataLoader(part, collate_fn=whole_batch, pin_memory=pinned, **how)
+
+
 def _loss_and_logits(
     model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], loss: nn.Module, features: Features | None
 ) -> tuple[Tensor, Tensor]:
@@ -266,7 +280,8 @@ def _loss_and_logits(
 def _logits(model: nn.Module, bare: nn.Module, batch: dict[str, Tensor], features: Features | None) -> Tensor:
     words = batch["input_ids"], batch["attention_mask"]
     if features is None:
-        return model(bare.normalise(batch["image"]), *words)
+        repeats = (batch["distinct"], batch["where"]) if "distinct" in batch else None
+        return model(bare.normalise(batch["image"]), *words, repeats=repeats)
     return model(batch["image"], *words, features=features.of(batch))
 
 
@@ -284,27 +299,44 @@ def _train_epoch(
 ) -> float:
     """One round of steps, at `rates` where the schedule is a cosine: the mean loss."""
     model.train()
-    total, count = 0.0, 0
+    learning = [parameter for parameter in bare.parameters() if parameter.requires_grad]
+    losses, counts = [], []
     for number, batch in enumerate(batches, start=1):
         if rates:
             for group in optimiser.param_groups:
                 group["lr"] = rates[number - 1]
         value, _ = _loss_and_logits(model, bare, batch, loss, features)
-        optimiser.zero_grad()
-        accelerator.backward(value)
-        if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(bare.parameters(), gradient_clip)
-        optimiser.step()
-        images = len(batch["index"])
-        total, count = total + float(value.detach()) * images, count + images
+        _learn(accelerator, value, learning, optimiser, gradient_clip)
+        losses.append(value.detach())
+        counts.append(len(batch["index"]))
         bar.set_postfix(batch=f"{number}/{len(batches)}", refresh=False)
         bar.update(0)
+    total, count = 0.0, sum(counts)
+    for value, images in zip(torch.stack(losses).tolist(), counts, strict=True):
+        total += value * images
     if not math.isfinite(total):
         raise FloatingPointError(
             "training: the loss is not finite; lower learning_rate or set mixed_precision to no"
         )
     totals = accelerator.reduce(torch.tensor([total, count], device=accelerator.device))
     return float(totals[0] / totals[1])
+
+
+def _learn(
+    accelerator: Accelerator,
+    value: Tensor,
+    learning: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    gradient_clip: float,
+) -> None:
+    """One step of the optimiser on a loss."""
+    optimiser.zero_grad()
+    accelerator.backward(value)
+    if accelerator.sync_gradients:
+        accelerator.unscale_gradients()
+        fewer_calls = value.device.type == "cpu" or None  # the same; elsewhere PyTorch takes what it has
+        nn.utils.clip_grad_norm_(learning, gradient_clip, foreach=fewer_calls)
+    optimiser.step()
 
 
 @torch.inference_mode()
@@ -317,18 +349,25 @@ def _check_epoch(
     features: Features | None,
 ) -> tuple[float, float]:
     """Mean loss and mean Dice of a look."""
-    from monai.metrics import compute_dice
-
     model.eval()
     losses, dices = [], []
     for batch in batches:
         value, logits = _loss_and_logits(model, bare, batch, loss, features)
-        dice = compute_dice(logits > 0, batch["masks"], ignore_empty=False)  # both empty counts as 1
+        dice = _dice(logits > 0, batch["masks"])
         weighted = value.detach().reshape(1).expand(len(batch["index"]))
         dice, weighted = accelerator.gather_for_metrics((dice.mean(dim=1), weighted))
-        losses.append(weighted.cpu())
-        dices.append(dice.cpu())
+        losses.append(weighted)
+        dices.append(dice)
     return float(torch.cat(losses).mean()), float(torch.cat(dices).mean())
+
+
+def _dice(found: Tensor, wanted: Tensor) -> Tensor:
+    """Dice (B, S) of masks bool and 0/1 float (B, S, H, W); 1 where both are empty.
+
+    As MONAI's `compute_dice`, which asks each mask by itself whether it is empty.
+    """
+    both, one, other = (masks.sum(dim=(2, 3)).float() for masks in (found * wanted, found, wanted))
+    return torch.where(one + other > 0, 2 * both / (one + other), 1.0)
 
 
 def predict(

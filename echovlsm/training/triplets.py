@@ -6,6 +6,7 @@ and label maps are resized once and kept in memory as 8-bit arrays.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from echovlsm import STRUCTURES
 from echovlsm.base import cache
 from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels
 from echovlsm.prompts import prompts_for
+from echovlsm.training import devices
 from echovlsm.training.augmentation import augment, draw_change
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -103,6 +105,8 @@ class Triplets(Dataset):
         codes, self.texts = pd.factorize(table.loc[wanted].to_numpy())
         self.choices = codes.reshape(len(self.frames), len(self.structures), len(variants))
         self.input_ids, self.attention_mask = tokenize(list(self.texts))
+        tokens = torch.cat([self.input_ids, self.attention_mask], dim=1)
+        self.kinds = torch.unique(tokens, dim=0, return_inverse=True)[1].numpy()  # texts may share tokens
 
     def _load(self, size: int, progress: bool) -> None:
         def make() -> dict[str, np.ndarray]:
@@ -132,20 +136,38 @@ class Triplets(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def to(self, device: torch.device) -> Triplets:
+        """The same with its tensors on `device`, where batches are then made; itself if they do not fit."""
+        names = ("images", "labels", "input_ids", "attention_mask")
+        if device.type == self.images.device.type or not devices.fits(
+            sum(getattr(self, name).nbytes for name in names), device
+        ):
+            return self
+        moved = copy.copy(self)
+        for name in names:
+            setattr(moved, name, devices.put(getattr(self, name), device))
+        return moved
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One image, as a batch of one without its first axis."""
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+        """One image, as a batch of one without its first axis, and without what belongs to a batch."""
+        batch = self.__getitems__([index])
+        return {name: values[0] for name, values in batch.items() if name not in ("distinct", "where")}
 
     def __getitems__(self, places: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
         """A batch of B images; a `DataLoader` needs `collate_fn=whole_batch`.
 
         `places` are indices, or pairs of epoch and index. Index (B,), image uint8 (B, H, W), text (B, S):
-        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W).
+        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W); distinct
+        (D,) and where (B S,): the `repeats` of a model.
         """
         pairs = [place if isinstance(place, tuple) else (self.epoch, place) for place in places]
         drawn = [self._draw(*pair) for pair in pairs]
-        index = torch.tensor([place for _, place in pairs])
-        text = torch.from_numpy(np.stack([texts for texts, _ in drawn]))
+        device = self.images.device
+        text = np.stack([texts for texts, _ in drawn])
+        _, *repeats = np.unique(self.kinds[text], return_index=True, return_inverse=True)
+        distinct, where = (devices.put(torch.from_numpy(places.ravel()), device) for places in repeats)
+        index = devices.put(torch.tensor([place for _, place in pairs]), device)
+        text = devices.put(torch.from_numpy(text), device)
         images, labels = self.images[index], self.labels[index]
         if self.augmented:
             changes = [draw_change(rng, images.shape[-1]) for _, rng in drawn]
@@ -156,6 +178,8 @@ class Triplets(Dataset):
             "text": text,
             "input_ids": self.input_ids[text],
             "attention_mask": self.attention_mask[text],
+            "distinct": distinct,
+            "where": where,
             "masks": torch.stack([labels == value for value in self.values], dim=1).float(),
         }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from echovlsm.synthesis.process import diffusion_loss, noise_schedule
 from echovlsm.synthesis.unet import (
     DROPPED,
     ConditionError,
@@ -192,3 +193,36 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path) -> None:
     with pytest.raises(WeightsError, match=r"bad\.pt: is no plain state dict"):
         load_checkpoint(tmp_path / "bad.pt", TINY)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_step_asks_for_no_values(channels: int, prediction: str) -> None:
+    """On PyTorch's meta device, where what stayed on the processor fails, and what a value decides."""
+    config = SemanticUNetConfig(**{**vars(TINY), "out_channels": channels})
+    model, schedule = SemanticUNet(config).to("meta"), noise_schedule(prediction, config.learned_variance)
+    clean, noise = (torch.empty(2, 1, 16, 16, device="meta") for _ in range(2))
+    maps = torch.zeros(2, 16, 16, dtype=torch.long, device="meta")
+    t = torch.zeros(2, dtype=torch.long, device="meta")
+    for _ in range(2):  # the schedule goes along in the first step
+        losses = diffusion_loss(model, schedule, clean, maps, t, noise)
+        losses.mean().backward()
+    assert (losses.device.type, losses.shape) == ("meta", (2,))
+    assert all(value.grad is not None for value in model.parameters())
+    with torch.no_grad():
+        assert model(clean, t, model.modulate(maps)).shape == (2, channels, 16, 16)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_loss_in_bfloat16_is_near_that_in_float32(channels: int) -> None:
+    model = random_unet(SemanticUNetConfig(**{**vars(TINY), "out_channels": channels}))
+    schedule = noise_schedule("epsilon", channels == 2)
+    clean, noise = (torch.rand(4, 1, 16, 16) * 2 - 1 for _ in range(2))
+    maps, t = torch.randint(0, 5, (4, 16, 16)), torch.tensor([0, 10, 500, 999])
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(diffusion_loss(model, schedule, clean, maps, t, noise))
+    assert losses[1].dtype == torch.float32
+    assert not torch.equal(*losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks import entries, measure, plain, record, setups
+from benchmarks import entries, gpu, measure, plain, record, setups
 from benchmarks.__main__ import main
 from benchmarks.entries.training import count_operations
 from benchmarks.measure import Found, Growth, Pair, Rate, Side
@@ -22,6 +23,7 @@ from echovlsm.training import loop as training
 QUICK = setups.Settings(quick=True, threads=1)
 SAID = {
     "training": {"clipseg-frozen", "clipseg-unfrozen", "clipseg-unfrozen-batch", "clipseg-tiny-unfrozen"},
+    "loops": {"loop-frozen", "loop-unfrozen"},
     "augmentation": {"augmented-epoch"},
     "cris": {"cris-scoring"},
     "scoring": {"scores"},
@@ -41,6 +43,53 @@ def test_both_ways_of_every_pair_give_the_same(name: str) -> None:
             assert isinstance(item, Rate)
             assert min(item.values) > 0
     assert seen == SAID[name]
+
+
+def test_a_gpus_parts_work_at_toy_size_and_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["--toy", "--out", str(tmp_path), "--only"]
+    assert gpu.main([*call, "steps", "--minutes", "0"]) == 1, "no time: the first case only"
+    one = pd.read_csv(tmp_path / "steps.csv")
+    assert gpu.main([*call, "waits", "steps", "sampling", "hours"]) == 0
+    steps, waits, sampling, hours = (
+        pd.read_csv(tmp_path / f"{part}.csv") for part in ("steps", "waits", "sampling", "hours")
+    )
+    assert set(one["way"]) == {"ours", "plain"}
+    pd.testing.assert_frame_equal(steps[: len(one)], one)
+    known = steps[["model", "encoders", "precision"]].drop_duplicates()
+    assert len(known) == len(list(gpu.cases("steps", gpu.Setting(toy=True))))
+    assert set(steps["way"]) == {"ours", "plain", "compiled"}
+    assert steps["seconds"].gt(0).all()
+    assert steps["run"].nunique() == 2
+    assert (waits["steps"] > 0).all()
+    assert sampling.loc[sampling["scheduler"] == "ddpm", "steps"].tolist() == [1000]
+    share = steps[steps["way"] != "plain"].assign(each=steps["seconds"] / steps["batch"])
+    least = share.groupby(["model", "encoders"])["each"].min()
+    row = hours.iloc[0]
+    wanted = row["runs"] * 21 * row["images"] * least[row["model"], row["encoders"]] / 3600
+    assert row["hours"] == pytest.approx(wanted, rel=1e-4)
+    capsys.readouterr()
+    assert gpu.main([*call, "steps", "sampling"]) == 0
+    assert "seconds" not in capsys.readouterr().out, "all is on record"
+    monkeypatch.setattr(record, "about_machine", lambda threads: {"gpu": "another"})
+    with pytest.raises(SystemExit, match="another machine"):
+        gpu.main([*call, "steps"])
+
+
+def test_a_gpus_tests_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = types.SimpleNamespace(stdout="..sF\n1 failed, 12 passed, 1 skipped in 2.1s\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: said)
+    (row,) = gpu.run_tests("training/test_devices", gpu.Setting(toy=True))
+    assert (row["passed"], row["failed"], row["skipped"]) == (12, 1, 1)
+
+
+def test_full_size_asks_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "--toy" in capsys.readouterr().err
 
 
 def test_choices_of_arithmetic_change_no_result() -> None:
