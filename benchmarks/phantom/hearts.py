@@ -114,7 +114,7 @@ def correlation_lengths(image: np.ndarray, region: np.ndarray, smooth: float = 4
     products, pairs = (fft.irfft2(np.abs(fft.rfft2(v, shape)) ** 2, shape) for v in (values, inside))
     covariance = products / np.maximum(pairs, 1)
     lines = covariance[:9, 0], covariance[0, :9]
-    return tuple(2 * SPACING * _half(line / line[0]) for line in lines)
+    return tuple(2 * SPACING * _half(line / max(line[0], 1e-9)) for line in lines)
 
 
 def _half(line: np.ndarray) -> float:
