@@ -60,6 +60,7 @@ EXECUTED = {
     "08_explorer": f"runs/{PROFILE}/{COHORT}/08_explorer/08_explorer.ipynb",
     "09_real_hearts": f"runs/{PROFILE}/09_real_hearts/09_real_hearts.ipynb",
     "10_benchmarks": f"runs/{PROFILE}/10_benchmarks/10_benchmarks.ipynb",
+    "11_phantom": f"runs/{PROFILE}/11_phantom/11_phantom.ipynb",
 }
 
 
@@ -72,7 +73,8 @@ def code(*notebooks):
 # Results on record that chapters read, and those that only the page for maintainers shows.
 ON_RECORD = [p for p in sorted(Path("data/results").rglob("*")) if p.is_file()]
 RELIABILITY = [str(p) for p in ON_RECORD if "reliability" in p.parts]
-RECORDED = [str(p) for p in ON_RECORD if "reliability" not in p.parts]
+PHANTOM = [str(p) for p in ON_RECORD if "phantom" in p.parts]
+RECORDED = [str(p) for p in ON_RECORD if not {"reliability", "phantom"} & set(p.parts)]
 
 
 def files_of(folder):
@@ -336,6 +338,18 @@ rule benchmarks:
         EXECUTED["10_benchmarks"],
     shell:
         command("10_benchmarks")
+
+
+rule phantom:
+    input:
+        SOURCES["11_phantom"],
+        PROFILE_FILE,
+        code("11_phantom"),
+        PHANTOM,
+    output:
+        EXECUTED["11_phantom"],
+    shell:
+        command("11_phantom")
 
 
 rule evaluate:

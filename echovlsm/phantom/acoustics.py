@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from echovlsm.phantom.anatomy import Tissue
-from echovlsm.phantom.beam import BEAMS, RANGES, envelope, polar_grid, smooth_field
+from echovlsm.phantom.beam import BEAMS, RANGES, envelope, mean_envelope, polar_grid, smooth_field
 from echovlsm.phantom.patient import Patient
 
 # Echogenicity (dB) and acoustic impedance (arbitrary units; its steps make the specular echoes), per tissue.
@@ -115,13 +115,17 @@ class Recording:
     """Dynamic range of the image."""
     target: float
     """Median grey level that the operator wants, 0 to 255."""
+    version: int = 1
+    """Of the phantom: whose beam it is."""
+    speckle: bool = True
+    """Whether echoes interfere and noise has a grain; without, both are their mean."""
 
 
-def recording_of(patient: Patient, view: str) -> Recording:
+def recording_of(patient: Patient, view: str, version: int = 1, without: tuple[str, ...] = ()) -> Recording:
     """The recording of one view of a patient; its phases share it."""
     taken = patient.views[view]
     causes = (taken.quality, taken.depth, taken.opening, patient.fibrosis, patient.calcification)
-    return draw_recording((taken.seed, 2), *causes)
+    return draw_recording((taken.seed, 2), *causes, version=version, without=without)
 
 
 @lru_cache(maxsize=4)
@@ -133,6 +137,8 @@ def draw_recording(
     fibrosis: float = 0.0,
     calcification: float = 0.0,
     hinges: int = 2,
+    version: int = 1,
+    without: tuple[str, ...] = (),
 ) -> Recording:
     """Draw what belongs to a recording: gain, surroundings, texture, shadows, noise. The last few are kept.
 
@@ -148,10 +154,12 @@ def draw_recording(
         Added to the myocardium, and to valve and annulus; dB.
     hinges
         How many hinges of the valve have bright tissue around them.
+    version, without
+        As for `echovlsm.phantom.simulate`. All is drawn as ever; what is left out is then set aside.
     """
     recording = np.random.default_rng(seed)
     system = SYSTEMS[quality]
-    angles = polar_grid(opening)[2]
+    angles = polar_grid(opening, version)[2]
     half = float(angles[-1])
     share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
     ranges = share * depth
@@ -195,6 +203,8 @@ def draw_recording(
     places, gains = recording.random(6), recording.uniform(8, 24, 6)
     near_field = recording.uniform(0.65, 1) * np.exp(-((ranges / 60) ** 2))
     loss = _shadows(recording, system, angles, half, share)
+    if "shadows" in without:
+        loss, patch = np.zeros_like(loss), np.zeros_like(patch)
     clutter = system.clutter - 6 * ranges / system.clutter_depth
     ripple = (
         recording.uniform(3, 10) * np.cos(2 * np.pi * ranges / recording.uniform(4, 9)) * np.exp(-ranges / 16)
@@ -203,6 +213,9 @@ def draw_recording(
     near += _reverberations(recording, ranges, angles, half, system.clutter)
     noise = system.noise + recording.normal(0, 1.5) + system.noise_rise * share
     tilt = recording.normal(0, 3.5) * (share - 0.5) + 2.0 * smooth_field(recording, (3, 3))
+    dynamic, target = recording.uniform(44, 56), recording.normal(87, system.gain_spread)
+    if "gain" in without:
+        tilt, dynamic, target = np.zeros_like(tilt), 50.0, 87.0
     return Recording(
         system=system,
         depth=depth,
@@ -228,8 +241,10 @@ def draw_recording(
         noise=(10 ** (noise / 10)).astype(np.float32),
         tilt=tilt,
         top=14 * np.exp(-ranges / 4),
-        dynamic=recording.uniform(44, 56),
-        target=np.clip(recording.normal(87, system.gain_spread), 48, 140),
+        dynamic=dynamic,
+        target=np.clip(target, 48, 140),
+        version=version,
+        speckle="speckle" not in without,
     )
 
 
@@ -258,7 +273,9 @@ def polar_picture(
         Float32 (RANGES, BEAMS), 0 to 255.
     """
     system, depth, opening = recording.system, recording.depth, recording.opening
-    half = float(polar_grid(opening)[2][-1])
+    version = recording.version
+    grid_x, grid_y, angles = polar_grid(opening, version)
+    half = float(angles[-1])
     solid = _SOLID[tissue]
     muscle = tissue == Tissue.MYOCARDIUM
     level = recording.echo[tissue]
@@ -266,7 +283,7 @@ def polar_picture(
     level += np.where(surroundings, recording.outside, recording.inside)
     _add(level, recording.atria, (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM))
     # fat and fibrous tissue around the valve's hinges is often the brightest of the image
-    x, y = (v * np.float32(depth) for v in polar_grid(opening)[:2])
+    x, y = grid_x * np.float32(depth), grid_y * np.float32(depth)
     for (hinge_x, hinge_y), (size, gain, off_x, off_y) in zip(hinges, recording.hinges, strict=True):
         far = ((x - (hinge_x + off_x)) ** 2 + (y - (hinge_y + off_y)) ** 2) / np.float32(size**2)
         _add(level, gain * np.exp(-far), solid)
@@ -296,7 +313,7 @@ def polar_picture(
     # few strong scatterers among many weak ones: K-distributed echoes, spotty as muscle is
     sparse_gain = np.sqrt(frame.standard_gamma(0.5, (RANGES, BEAMS), dtype=np.float32) / np.float32(0.5))
     amplitude = 10 ** (level / 20)
-    np.multiply(amplitude, sparse_gain, out=amplitude, where=solid)
+    np.multiply(amplitude, sparse_gain, out=amplitude, where=solid & recording.speckle)
     amplitude += 0.7 * specular
     amplitude *= recording.attenuation
     # side lobes and reverberation smear strong echoes over neighbouring beams and ranges
@@ -306,9 +323,13 @@ def polar_picture(
     amplitude = np.sqrt(amplitude**2 + haze + recording.clutter).astype(np.float32)
 
     coherent = 0.5 * specular * recording.attenuation
-    echoes = envelope(amplitude, frame, depth, opening, system.resolution, coherent, looks=3)
+    how = depth, opening, system.resolution, coherent
+    if recording.speckle:
+        echoes = envelope(amplitude, frame, *how, looks=3, version=version)
+    else:
+        echoes = mean_envelope(amplitude, *how, version=version)
     # the noise is finer than the speckle; a sample of the image holds about two independent values
-    noise = frame.standard_gamma(2, (RANGES, BEAMS), dtype=np.float32)
+    noise = frame.standard_gamma(2, (RANGES, BEAMS), dtype=np.float32) if recording.speckle else 2.0
     power = echoes**2 + noise * recording.noise
 
     decibel = 10 * np.log10(power + 1e-9) + recording.tilt - recording.top

@@ -103,7 +103,7 @@ def make_heart(
         Moves the probe: x (mm), depth (mm), tilt (radians).
     """
     acquisition = patient.views[view]
-    shape = np.random.default_rng([acquisition.seed, 1])  # same shape in both phases of the recording
+    shape = np.random.default_rng([acquisition.shape, 1])  # same shape in both phases of the recording
     base_ratio = float(np.clip(shape.normal(0.80, 0.05), 0.66, 0.92))
     bluntness = float(np.clip(patient.sphericity + shape.normal(0, 0.12), 0, 1.1))
     share_left = float(np.clip(shape.normal(0.47 if view == "4CH" else 0.5, 0.03), 0.4, 0.58))
@@ -230,8 +230,11 @@ def hinge_points(heart: Heart) -> list[tuple[float, float]]:
     return points
 
 
-def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Tissue at world points: uint8 array of `Tissue` values, in the shape of `x` and `y` (mm)."""
+def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray, context: bool = True) -> np.ndarray:
+    """Tissue at world points: uint8 array of `Tissue` values, in the shape of `x` and `y` (mm).
+
+    Without `context` nothing but surroundings lies around the labelled structures.
+    """
     u, q = (v.ravel() for v in heart_coordinates(heart, x, y))
     left, right = heart.share_left * heart.width, (1 - heart.share_left) * heart.width
     rows = np.linspace(-120, 160, 561)  # half-millimetre table of every profile against q
@@ -262,19 +265,20 @@ def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     def paint(where: np.ndarray, value: Tissue) -> None:
         np.copyto(tissue, np.uint8(value), where=where)
 
-    paint((u > outer_r + 7) & (q > -5), Tissue.LUNG)
-    # pericardium: a thin shell around the wall, free side only in 4CH, and behind the atrium
-    shell = 2.2
-    in_shell = (q > -4) & (q < 0.8 * heart.length) & (u < outer_r + shell)
-    in_shell &= u > (outer_l if heart.view == "4CH" else outer_l - shell)
-    paint(in_shell, Tissue.PERICARDIUM)
-    below = ~above & (q > -heart.la_length - 5)
-    a_out = np.clip(-rows / (heart.la_length + 2.5), 0, 1)
-    out_l = lookup(-_dome(a_out, mouth_l + 2.5, belly_l + 2.5, roof))
-    out_r = lookup(_dome(a_out, mouth_r + 2.5, belly_r + 2.5, roof))
-    paint(below & (ua > out_l) & (ua < out_r), Tissue.ATRIAL_WALL)
-    if heart.view == "4CH":
-        _paint_right_heart(paint, tissue, heart, u, ua, q, outer_l, lookup, rows)
+    if context:
+        paint((u > outer_r + 7) & (q > -5), Tissue.LUNG)
+        # pericardium: a thin shell around the wall, free side only in 4CH, and behind the atrium
+        shell = 2.2
+        in_shell = (q > -4) & (q < 0.8 * heart.length) & (u < outer_r + shell)
+        in_shell &= u > (outer_l if heart.view == "4CH" else outer_l - shell)
+        paint(in_shell, Tissue.PERICARDIUM)
+        below = ~above & (q > -heart.la_length - 5)
+        a_out = np.clip(-rows / (heart.la_length + 2.5), 0, 1)
+        out_l = lookup(-_dome(a_out, mouth_l + 2.5, belly_l + 2.5, roof))
+        out_r = lookup(_dome(a_out, mouth_r + 2.5, belly_r + 2.5, roof))
+        paint(below & (ua > out_l) & (ua < out_r), Tissue.ATRIAL_WALL)
+        if heart.view == "4CH":
+            _paint_right_heart(paint, tissue, heart, u, ua, q, outer_l, lookup, rows)
 
     base_end = -2.5 + 0.12 * np.abs(u)  # the wall ends a little below the hinge, slanted as it is drawn
     wall = (
@@ -284,10 +288,11 @@ def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         & (q < heart.length + heart.apex_wall)
     )
     paint(wall, Tissue.MYOCARDIUM)
-    near = np.flatnonzero((np.abs(q) < 4.1) & ~wall)
-    u_near, q_near = u[near], q[near]
-    hinge = np.minimum(np.hypot(u_near + mouth_l + 2.5, q_near), np.hypot(u_near - mouth_r - 2.5, q_near))
-    tissue[near[hinge < 4.0]] = Tissue.ANNULUS
+    if context:
+        near = np.flatnonzero((np.abs(q) < 4.1) & ~wall)
+        u_near, q_near = u[near], q[near]
+        hinge = np.minimum(np.hypot(u_near + mouth_l + 2.5, q_near), np.hypot(u_near - mouth_r - 2.5, q_near))
+        tissue[near[hinge < 4.0]] = Tissue.ANNULUS
     atrium = ~above & (q > -heart.la_length)
     atrium &= ua > lookup(-_dome(a, mouth_l, belly_l, roof))
     atrium &= ua < lookup(_dome(a, mouth_r, belly_r, roof))

@@ -8,6 +8,7 @@ envelope of the result is fully developed speckle with Rayleigh statistics, mean
 Goodman 2007, "Speckle Phenomena in Optics").
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,29 +20,57 @@ ASPECT = 1.22
 """Width over height of every image: a sector of 75 degrees fills it, as in CAMUS."""
 
 
+@dataclass(frozen=True)
+class Beam:
+    """Widths of one version's point-spread function: standard deviations of the echoes' amplitude."""
+
+    pulse: float
+    """Along the beam, mm."""
+    angle: float
+    """Across it in focus, degrees: diffraction spreads the beam by a constant angle."""
+    out_of_focus: tuple[float, float]
+    """What is added at a distance of one focal depth from the focus: in mm, and, before it, in degrees."""
+    steered: bool
+    """Whether the aperture looks shorter from the side: beams lie at equal steps of the angle's sine, and
+    their width, the same in these steps, grows to the sector's edges."""
+
+
+BEAM: dict[int, Beam] = {
+    1: Beam(pulse=0.45, angle=0.68, out_of_focus=(0.7, 0.0), steered=False),
+    2: Beam(pulse=0.259, angle=0.71, out_of_focus=(0.0, 1.2), steered=True),
+}
+"""The beam of each version of the phantom; that of version 2 is fitted to SIMUS (`data/results/phantom`)."""
+
+
 @lru_cache(maxsize=32)
-def polar_grid(opening: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def polar_grid(opening: int, version: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit sector: `x`, `y` (RANGES, BEAMS) for depth 1, and the beam angles (BEAMS,) in radians; float32."""
     half = np.deg2rad(opening) / 2
     angles = np.linspace(-half, half, BEAMS, dtype=np.float32)
+    if BEAM[version].steered:
+        angles = np.arcsin(np.linspace(-np.sin(half), np.sin(half), BEAMS)).astype(np.float32)
     ranges = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)
     return np.outer(ranges, np.sin(angles)), np.outer(ranges, np.cos(angles)), angles
 
 
-def sample_points(depth: float, opening: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def sample_points(
+    depth: float, opening: int, rng: np.random.Generator, version: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Where the samples under the beams lie: `x`, `y` (RANGES, BEAMS) in mm; float32.
 
     They are moved a little: trabeculae and the thickness of the slice make borders rough where annotators
     draw them smooth.
     """
-    x, y, _ = polar_grid(opening)
+    x, y, _ = polar_grid(opening, version)
     amplitude = 0.4 + 0.7 * np.hypot(x, y)
     rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
     return x * np.float32(depth) + rough_x, y * np.float32(depth) + rough_y
 
 
 @lru_cache(maxsize=32)
-def picture_grid(opening: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def picture_grid(
+    opening: int, size: int, version: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Image of `size` rows over a sector of depth 1: where each pixel lies.
 
     Returns
@@ -60,6 +89,8 @@ def picture_grid(opening: int, size: int) -> tuple[np.ndarray, np.ndarray, np.nd
     inside = (radius <= 1) & (np.abs(angle) <= half)
     rows = radius[inside] * RANGES - 0.5
     columns = (angle[inside] + half) / (2 * half) * (BEAMS - 1)
+    if BEAM[version].steered:
+        columns = (np.sin(angle[inside]) / np.sin(half) + 1) / 2 * (BEAMS - 1)
     coordinates = np.stack([rows, columns]).astype(np.float32)
     return x.astype(np.float32), y.astype(np.float32), inside, coordinates
 
@@ -69,16 +100,20 @@ def picture_shape(size: int) -> tuple[int, int]:
     return size, round(size * ASPECT)
 
 
-def _lateral_sigma(depth: float, opening: int, resolution: float) -> np.ndarray:
+def _lateral_sigma(depth: float, opening: int, resolution: float, version: int) -> np.ndarray:
     """Beam width (standard deviation, in beams) against range (RANGES,).
 
     Diffraction spreads the beam by a constant angle, so its width in millimetres grows with depth; out of
     focus the 20 mm aperture adds to it.
     """
-    ranges = (np.arange(RANGES) + 0.5) / RANGES * depth
+    ranges, beam = (np.arange(RANGES) + 0.5) / RANGES * depth, BEAM[version]
     focus = 0.6 * depth
-    width = np.hypot(np.deg2rad(0.68) * ranges, 0.035 * 20 * np.abs(1 - ranges / focus))
-    return (resolution * width / ranges / np.deg2rad(opening) * (BEAMS - 1)).clip(0.3, 12)
+    far, near = beam.out_of_focus
+    width = np.hypot(np.deg2rad(beam.angle) * ranges, far * np.abs(1 - ranges / focus))
+    if near:
+        width = np.hypot(width, np.deg2rad(near) * ranges * np.clip(1 - ranges / focus, 0, None))
+    sector = 2 * np.sin(np.deg2rad(opening) / 2) if beam.steered else np.deg2rad(opening)
+    return (resolution * width / ranges / sector * (BEAMS - 1)).clip(0.3, 12)
 
 
 def envelope(
@@ -89,6 +124,7 @@ def envelope(
     resolution: float = 1.0,
     coherent: np.ndarray | None = None,
     looks: int = 1,
+    version: int = 1,
 ) -> np.ndarray:
     """Echo envelope of scatterers, before any compression.
 
@@ -111,28 +147,53 @@ def envelope(
     looks
         Above 1 the root of the mean intensity over independent looks is returned: frequency compounding, as
         scanners do it.
+    version
+        Of the phantom: a key of `BEAM`.
 
     Returns
     -------
     ndarray
         Float32 (RANGES, BEAMS).
     """
-    along, across = _transfers(depth, opening, resolution)
-    rows, columns = along.shape[0], across.shape[1]
+    transfers = transfer_functions(depth, opening, resolution, version)
     intensity = np.zeros((RANGES, BEAMS), np.float32)
     for _ in range(looks):
         noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)
         noise *= strength
         if coherent is not None:
             noise[0] += coherent
-        field = np.zeros((rows, BEAMS), np.complex64)
-        field.real[:RANGES], field.imag[:RANGES] = noise
-        field = _scaled(fft.fft(field, axis=0, overwrite_x=True), along)
-        field = fft.ifft(field, axis=0, overwrite_x=True)[:RANGES]
-        field = _scaled(fft.fft(field, columns, axis=1), across)
-        field = fft.ifft(field, axis=1, overwrite_x=True)[:, :BEAMS]
+        field = _filtered(noise[0], noise[1], *transfers)
         intensity += field.real**2 + field.imag**2
     return np.sqrt(intensity / looks)
+
+
+def mean_envelope(
+    strength: np.ndarray,
+    depth: float,
+    opening: int,
+    resolution: float,
+    coherent: np.ndarray,
+    version: int = 1,
+) -> np.ndarray:
+    """Root of the mean intensity of `envelope` over all scatterers: the echoes without their interference."""
+    transfers = transfer_functions(depth, opening, resolution, version)
+    squared = [
+        fft.fft(fft.ifft(one, axis=axis).real ** 2, axis=axis).real for axis, one in enumerate(transfers)
+    ]
+    incoherent = 2 * _filtered(strength**2, 0, *squared).real
+    return np.sqrt(np.maximum(incoherent, 0) + _filtered(coherent, 0, *transfers).real ** 2)
+
+
+def _filtered(
+    real: np.ndarray, imaginary: np.ndarray | float, along: np.ndarray, across: np.ndarray
+) -> np.ndarray:
+    """Both parts of a field (RANGES, BEAMS) convolved by transfer functions: complex64 in the same shape."""
+    field = np.zeros((along.shape[0], BEAMS), np.complex64)
+    field.real[:RANGES], field.imag[:RANGES] = real, imaginary
+    field = _scaled(fft.fft(field, axis=0, overwrite_x=True), along)
+    field = fft.ifft(field, axis=0, overwrite_x=True)[:RANGES]
+    field = _scaled(fft.fft(field, across.shape[1], axis=1), across)
+    return fft.ifft(field, axis=1, overwrite_x=True)[:, :BEAMS]
 
 
 def _scaled(field: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -143,12 +204,14 @@ def _scaled(field: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _transfers(depth: float, opening: int, resolution: float) -> tuple[np.ndarray, np.ndarray]:
+def transfer_functions(
+    depth: float, opening: int, resolution: float, version: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Transfer functions of the pulse along the beam (rows, 1) and of the beam across (RANGES, columns)."""
     rows, columns = fft.next_fast_len(RANGES + 12), fft.next_fast_len(BEAMS + 24)
-    pulse = 0.45 * resolution / (depth / RANGES)
+    pulse = BEAM[version].pulse * resolution / (depth / RANGES)
     along = _gaussian(np.full(1, pulse), rows).T
-    return along, _gaussian(_lateral_sigma(depth, opening, resolution), columns)
+    return along, _gaussian(_lateral_sigma(depth, opening, resolution, version), columns)
 
 
 def _gaussian(sigma: np.ndarray, count: int) -> np.ndarray:
@@ -186,7 +249,7 @@ def _falloff(terms: tuple[int, int], flat: bool) -> np.ndarray:
     return (falloff / np.sqrt((falloff**2).sum() / 3.5)).astype(np.float32)
 
 
-def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
+def scan_convert(polar: np.ndarray, opening: int, size: int, version: int = 1) -> np.ndarray:
     """Sector image of `size` rows (uint8 (H, W), black outside) from polar grey levels (RANGES, BEAMS).
 
     Small images are averaged down from a finer one, as a viewer does, so that speckle does not alias.
@@ -194,7 +257,9 @@ def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
     factor = max(1, -(-192 // size))
     height, width = picture_shape(size)
     fine_shape = picture_shape(size * factor)
-    picture = (_scan_weights(opening, size * factor) @ polar.ravel().astype(np.float64)).astype(np.float32)
+    picture = (_scan_weights(opening, size * factor, version) @ polar.ravel().astype(np.float64)).astype(
+        np.float32
+    )
     picture = picture.reshape(fine_shape)
     if factor > 1:
         picture = picture[:, : fine_shape[1] // factor * factor]
@@ -205,12 +270,12 @@ def scan_convert(polar: np.ndarray, opening: int, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _scan_weights(opening: int, size: int) -> sparse.csr_array:
+def _scan_weights(opening: int, size: int, version: int) -> sparse.csr_array:
     """Bilinear interpolation from the polar grid to an image of `size` rows, (H * W, RANGES * BEAMS).
 
     Every image of one opening and size has the same weights; pixels outside the sector have none.
     """
-    inside, coordinates = picture_grid(opening, size)[2:]
+    inside, coordinates = picture_grid(opening, size, version)[2:]
     limits = np.array([[RANGES - 1], [BEAMS - 1]])
     low = np.floor(coordinates).astype(int)
     share = coordinates.astype(np.float64) - low

@@ -23,9 +23,9 @@ from echovlsm.cohort import write_cohort
 from echovlsm.phantom.acoustics import polar_picture, recording_of
 from echovlsm.phantom.anatomy import Heart, Tissue, heart_coordinates, hinge_points, make_heart, tissue_map
 from echovlsm.phantom.beam import picture_grid, sample_points, scan_convert
-from echovlsm.phantom.patient import Patient, draw_patient
+from echovlsm.phantom.patient import Patient, draw_patient, without_variation
+from echovlsm.phantom.versions import ORIGIN, check_making
 
-ORIGIN = "EchoVLSM phantom simulator (echovlsm.phantom): no patient data"
 LICENCE = "MIT"
 
 
@@ -46,7 +46,13 @@ class Phantom:
 
 
 def simulate(
-    patient: Patient, view: str, phase: str, seed: int | np.random.Generator, size: int = 256
+    patient: Patient,
+    view: str,
+    phase: str,
+    seed: int | np.random.Generator,
+    size: int = 256,
+    version: int = 1,
+    without: tuple[str, ...] = (),
 ) -> Phantom:
     """Simulate one image of a patient.
 
@@ -60,11 +66,15 @@ def simulate(
         Decides what belongs to the frame alone: speckle, noise and a small movement of the probe.
     size
         Height of the image in pixels, at least 32.
+    version
+        A key of `VERSIONS`; an image of a seed and version is always the same.
+    without
+        Keys of `INGREDIENTS`: what is left out. The rest is drawn as it is with them.
 
     Raises
     ------
     ValueError
-        An unknown view or phase, or a size below 32.
+        An unknown view, phase, version or ingredient, or a size below 32.
     """
     if view not in VIEWS:
         raise ValueError(f"view={view!r}: use one of {VIEWS}")
@@ -72,17 +82,19 @@ def simulate(
         raise ValueError(f"phase={phase!r}: use one of {PHASES}")
     if size < 32:
         raise ValueError(f"size={size}: a phantom needs at least 32 rows")
+    check_making(version, without)
     rng = np.random.default_rng(seed)
+    patient, context = without_variation(patient, without), "context" not in without
     jitter = rng.normal(0, (0.8, 0.8, 0.015))
     heart = make_heart(patient, view, phase, (float(jitter[0]), float(jitter[1]), float(jitter[2])))
-    recording = recording_of(patient, view)
+    recording = recording_of(patient, view, version, tuple(without))
     depth, opening = recording.depth, recording.opening
-    under_beams = tissue_map(heart, *sample_points(depth, opening, rng))
+    under_beams = tissue_map(heart, *sample_points(depth, opening, rng, version), context)
     polar = polar_picture(under_beams, recording, rng, hinge_points(heart))
     x, y = (v * np.float32(depth) for v in picture_grid(opening, size)[:2])
-    tissue = tissue_map(heart, x, y)
+    tissue = tissue_map(heart, x, y, context)
     return Phantom(
-        image=scan_convert(polar, opening, size),
+        image=scan_convert(polar, opening, size, version),
         labels=_labels_of(tissue, heart, x, y),
         spacing=depth / size,
         tissue=tissue,
@@ -110,14 +122,16 @@ def draw_cohort_patient(seed: int, index: int) -> Patient:
     return draw_patient(np.random.default_rng([seed, index]))
 
 
-def _patient_frames(index: int, seed: int, size: int) -> list[dict[str, Any]]:
+def _patient_frames(
+    index: int, seed: int, size: int, version: int, without: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """The four frames of a patient, as `cohort.write_cohort` takes them, without the split."""
-    patient = draw_cohort_patient(seed, index)
+    patient = without_variation(draw_cohort_patient(seed, index), without)
     frames = []
     for view in VIEWS:
         for phase in PHASES:
             frame_seed = np.random.default_rng([seed, index, VIEWS.index(view), PHASES.index(phase)])
-            phantom = simulate(patient, view, phase, frame_seed, size)
+            phantom = simulate(patient, view, phase, frame_seed, size, version, without)
             info = {
                 "EF": round(patient.ejection_fraction, 1),
                 "Condition": patient.condition,
@@ -155,11 +169,13 @@ def _all_frames(
     splits: tuple[float, float, float],
     progress: bool,
     workers: int | None,
+    version: int,
+    without: tuple[str, ...],
 ) -> Iterator[dict[str, Any]]:
     """Frames of the whole cohort in order, made by `workers` processes; by this one if they are few."""
     from tqdm.auto import tqdm
 
-    make = partial(_patient_frames, seed=seed, size=size)
+    make = partial(_patient_frames, seed=seed, size=size, version=version, without=without)
     with tqdm(total=4 * patients, desc="phantoms", unit="picture", disable=not progress) as bar:
         made = processes.in_order(make, range(patients), workers, least=8)
         for index, frames in enumerate(made):
@@ -177,6 +193,8 @@ def write_phantom_cohort(
     overwrite: bool = False,
     progress: bool = True,
     workers: int | None = None,
+    version: int = 1,
+    without: tuple[str, ...] = (),
 ) -> Path:
     """Write a cohort of phantom patients, four images each, and return its folder.
 
@@ -193,6 +211,8 @@ def write_phantom_cohort(
         Whether to show a progress bar.
     workers
         Processes that draw; None: one a usable core.
+    version, without
+        As for `simulate`; ``cohort.yaml`` names them, so that `require_phantom` tells cohorts apart.
 
     Raises
     ------
@@ -213,16 +233,20 @@ def write_phantom_cohort(
         raise ValueError(f"splits={splits}: give three shares (train, val, test) that add up to 1")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: use at least one process")
+    check_making(version, without)
 
     root = Path(root)
+    made = {"patients": patients, "size": size, "splits": list(splits), "version": version}
+    if without:
+        made["without"] = sorted(without)
     meta = {
         "name": root.name,
         "kind": "phantom",
         "origin": ORIGIN,
         "licence": LICENCE,
         "seed": seed,
-        "parameters": {"patients": patients, "size": size, "splits": list(splits)},
+        "parameters": made,
     }
-    frames = _all_frames(patients, seed, size, splits, progress, workers)
+    frames = _all_frames(patients, seed, size, splits, progress, workers, version, tuple(without))
     write_cohort(root, frames, meta, overwrite=overwrite)
     return root

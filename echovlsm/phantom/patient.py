@@ -6,7 +6,7 @@ adults", J Am Soc Echocardiogr 28:1-39. The mix of patients (a hospital's, with 
 fractions) and of image qualities follows CAMUS: Leclerc et al. 2019, IEEE Trans Med Imaging 38:2198-2210.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,7 +37,9 @@ class Acquisition:
     foreshortening: float
     """Seen length over true length of the LV, at most 1: the plane misses the true apex a little."""
     seed: int
-    """Seed of what belongs to this recording and no named cause: surroundings, shadows, gain, wall shape."""
+    """Seed of what belongs to this recording and no named cause: surroundings, shadows, gain."""
+    shape: int
+    """Seed of the shapes of walls, valve and chambers."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def draw_patient(rng: np.random.Generator) -> Patient:
             apex_x=_truncated(rng, 1.5, 4.0, -9, 11),
             apex_depth=apex_depth,
             foreshortening=1 - abs(_truncated(rng, 0, 0.05, -0.12, 0.12)),
-            seed=int(rng.integers(2**31)),
+            seed=(seed := int(rng.integers(2**31))),
+            shape=seed,
         )
     return Patient(
         sex=sex,
@@ -145,3 +148,36 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         sphericity=sphericity,
         views=views,
     )
+
+
+TYPICAL: dict[str, float] = {
+    "lv_length": 80.6,
+    "lv_diameter": 49.6,
+    "wall_thickness": 11.6,
+    "ejection_fraction": 52.9,
+    "la_length": 49.2,
+    "la_diameter": 42.1,
+    "rv_diameter": 32.0,
+    "sphericity": 0.47,
+}
+"""Means of what is drawn: the one heart of patients without anatomical variation."""
+TYPICAL_DEPTH = 150.0
+"""Likewise of the sector's depth, mm."""
+
+
+def without_variation(patient: Patient, without: tuple[str, ...]) -> Patient:
+    """The patient with the typical heart, or depth, where `without` names ``anatomy`` or ``gain``.
+
+    How the heart lies in the sector stays, and so does the room that the sonographer left around it.
+    """
+    views = patient.views
+    if "anatomy" in without:
+        longer = TYPICAL["lv_length"] - patient.lv_length + 0.55 * (TYPICAL["la_length"] - patient.la_length)
+        views = {
+            view: replace(scan, shape=0, depth=float(np.clip(scan.depth + longer, 120, 205)))
+            for view, scan in views.items()
+        }
+        patient = replace(patient, condition=CONDITIONS[0], **TYPICAL)
+    if "gain" in without:
+        views = {view: replace(scan, depth=TYPICAL_DEPTH) for view, scan in views.items()}
+    return replace(patient, views=views)

@@ -463,7 +463,8 @@ def doubling(records: Records) -> pd.DataFrame:
     rows = []
     for run in records.plan:
         usual = run.part == "budget" and run.seed == 0 and run.patients in (5, 25, ALL)
-        if run.name not in records.found or not (run.choice or (usual and run.arm in (NOTHING, "phantom"))):
+        trial = run.part in ("recipe", "doubling")
+        if run.name not in records.found or not (trial or (usual and run.arm in (NOTHING, "phantom"))):
             continue
         values = records.by_patient(run.name, HELD_OUT)
         row = {"arm": run.arm, "patients": run.patients, "steps": run.steps, "rate": run.recipe.rate}

@@ -55,8 +55,8 @@ def freshness_parts(
     notebook
         The notebook's source. Only its cells count, not outputs or metadata.
     parameters
-        The parameters of its execution; `cohort`, `weights`, `results` and `benchmarks` name folders whose
-        content counts.
+        The parameters of its execution; `cohort`, `weights`, `results`, `benchmarks` and `phantom_results`
+        name folders whose content counts.
     executed
         The executed notebook; the `weights/` beside it count where there is no parameter `weights`.
 
@@ -90,7 +90,7 @@ def freshness_parts(
 
 def recorded(parameters: Mapping[str, Any]) -> str | None:
     """The folder of recorded results that a page shows."""
-    return parameters.get("results") or parameters.get("benchmarks")
+    return next(filter(None, map(parameters.get, ("results", "benchmarks", "phantom_results"))), None)
 
 
 def _folder_digest(folder: Path) -> str:

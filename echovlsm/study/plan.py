@@ -10,6 +10,8 @@ cycles learn from, and in nothing else:
 | phantom, diffusion, diffusion and phantom | synthetic images | real images |
 | synthetic | synthetic images | the same synthetic images |
 | joint | real and synthetic images | the same images |
+
+The ablation's arms are named by their phantoms: these first, then real images, or without any these again.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from echovlsm.phantom import INGREDIENTS
 
 HELD_OUT, VALIDATION = "held_out", "validation"
 """Who is scored: training patients that stay out of every training, and the official validation patients."""
@@ -40,6 +44,9 @@ WEIGHTS: dict[str, str] = {
 """Where each model starts."""
 
 PHANTOM, SDM, BOTH, NOTHING = "phantom", "diffusion", "diffusion+phantom", "nothing"
+
+WITHOUT: dict[str, str] = {f"{PHANTOM}-without-{name}": name for name in INGREDIENTS}
+"""Kinds of phantoms with one ingredient left out."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class Source:
     Parameters
     ----------
     kind
-        ``real``, ``phantom``, ``diffusion``, ``diffusion+phantom`` or ``joint`` (real and diffusion).
+        ``real``, ``phantom``, a key of `WITHOUT`, ``diffusion``, ``diffusion+phantom`` or ``joint`` (real and
+        diffusion).
     patients
         Real patients: learned from themselves, or by the denoiser and for its labels.
     seed
@@ -272,10 +280,26 @@ def table(recipe: Recipe) -> list[Run]:
     return [run for run in runs if not (run.model == "unet" and run.arm in ("zeroshot", "joint"))]
 
 
+def ablation(recipe: Recipe) -> list[Run]:
+    """What makes a phantom a good training source: one ingredient left out, 0 and 5 patients.
+
+    A seed a block, judged on the held-out patients alone. With 5 patients the whole phantom, and no phantom,
+    are the budget's.
+    """
+    runs: list[Run] = []
+    for seed in range(3):
+        block, how = f"ablation-{seed}", {"choice": True}
+        for kind in (PHANTOM, *WITHOUT):
+            runs.append(other_run(block, kind, Source(kind), seed, recipe, **how))
+            if kind in WITHOUT:
+                runs.append(real_run(block, kind, Source(kind), 5, seed, recipe, **how))
+    return runs
+
+
 def study(recipe: Recipe | None = None) -> list[Run]:
     """Every run in order, none twice."""
     recipe = recipe or Recipe()
-    found = [*doubling(recipe), *budget(recipe), *table(recipe)]
+    found = [*doubling(recipe), *budget(recipe), *table(recipe), *ablation(recipe)]
     return list({run.name: run for run in reversed(found)}.values())[::-1]
 
 

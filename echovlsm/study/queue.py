@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from echovlsm import models
 from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
 from echovlsm.evaluation import score_table, structure_masks
-from echovlsm.phantom import write_phantom_cohort
+from echovlsm.phantom import require_phantom, write_phantom_cohort
 from echovlsm.study.plan import (
     ALL,
     BOTH,
@@ -35,6 +34,7 @@ from echovlsm.study.plan import (
     SDM,
     VALIDATION,
     WEIGHTS,
+    WITHOUT,
     Cycle,
     Recipe,
     Run,
@@ -121,16 +121,17 @@ class Study:
         few.attrs = pool.attrs
         return few
 
-    @cached_property
-    def phantom(self) -> pd.DataFrame:
-        """The phantom cohort, drawn where it is missing."""
+    def phantom(self, kind: str = PHANTOM) -> pd.DataFrame:
+        """A phantom cohort, whole or without an ingredient (`WITHOUT`), drawn where it is missing."""
 
-        root = self.folder / "cohorts" / "phantom"
+        root, without = self.folder / "cohorts" / kind, (WITHOUT[kind],) if kind in WITHOUT else ()
         with files.only_one(self.folder / "cohorts", wait=600):
             if not root.is_dir():
                 how = {"seed": PHANTOM_SEED, "size": PHANTOM_SIZE, "splits": (1.0, 0.0, 0.0), "workers": 1}
-                write_phantom_cohort(root, SYNTHETIC_IMAGES // 4, **how)
-        return read_cohort(root)
+                write_phantom_cohort(root, SYNTHETIC_IMAGES // 4, **how, without=without)
+        frames = read_cohort(root)
+        require_phantom(frames.attrs["meta"], without=without, place=root)
+        return frames
 
     def diffusion(self, source: Source) -> pd.DataFrame:
         """Images drawn from the perturbed labels of a few patients, by a denoiser that learned from them."""
@@ -159,12 +160,12 @@ class Study:
         drawn = Source(SDM, source.patients, source.seed)
         if source.kind == "real":
             return [(self.real(source), None)]
-        if source.kind == PHANTOM:
-            return [(self.phantom, None)]
+        if source.kind == PHANTOM or source.kind in WITHOUT:
+            return [(self.phantom(source.kind), None)]
         if source.kind == SDM:
             return [(self.diffusion(drawn), None)]
         if source.kind == BOTH:
-            return [(self.diffusion(drawn), None), (self.phantom, None)]
+            return [(self.diffusion(drawn), None), (self.phantom(), None)]
         if source.kind == "joint":
             return [(self.real(Source("real", ALL)), "real"), (self.diffusion(drawn), "synthetic")]
         raise QueueError(f"source: {source.kind!r} is not known")

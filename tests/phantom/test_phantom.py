@@ -362,7 +362,7 @@ def test_envelope_is_that_of_filtered_complex_noise() -> None:
     coherent = np.zeros_like(strength)
     coherent[150, 40:120] = 3
     found = beam.envelope(strength, np.random.default_rng(5), 150, 72, 1.2, coherent, looks=2)
-    along, across = beam._transfers(150, 72, 1.2)
+    along, across = beam.transfer_functions(150, 72, 1.2)
     rng, intensity = np.random.default_rng(5), 0
     for _ in range(2):
         noise = rng.standard_normal((2, RANGES, BEAMS), dtype=np.float32)

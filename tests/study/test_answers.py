@@ -223,7 +223,7 @@ def test_the_trial_of_a_larger_image_is_told_if_it_is_there(whole: answers.Recor
 
 def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
     """Until runs of the recipe's own steps are on record there is nothing that twice the steps add to."""
-    trials = [run for run in study() if run.choice]
+    trials = [run for run in study() if run.part in ("recipe", "doubling")]
     phantom = [r for r in study() if r.part == "budget" and r.seed == 0 and r.arm == "phantom"]
     for name, runs in (("trials", trials), ("phantom", [*trials, *phantom])):
         title = answer_text.doubling_title(write(tmp_path / name, runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from echovlsm import STRUCTURES
 from echovlsm.base import files
 from echovlsm.cohort.read import read_cohort
 from echovlsm.evaluation.predictions import EPICARDIUM
-from echovlsm.phantom.cohort import write_phantom_cohort
+from echovlsm.phantom import INGREDIENTS, require_phantom, write_phantom_cohort
 from echovlsm.study import queue
 from echovlsm.study.plan import (
     ALL,
@@ -23,6 +24,7 @@ from echovlsm.study.plan import (
     PHANTOM,
     SDM,
     VALIDATION,
+    WITHOUT,
     Recipe,
     Run,
     Source,
@@ -203,7 +205,7 @@ def test_the_plan_shares_pretraining_and_names_no_run_twice() -> None:
     runs = study()
     assert len({run.name for run in runs}) == len(runs)
     parts = list(dict.fromkeys(run.part for run in runs))
-    assert parts == ["recipe", "doubling", "budget", "table", "prompts", "frozen"]
+    assert parts == ["recipe", "doubling", "budget", "table", "prompts", "frozen", "ablation"]
     assert len(blocks(runs)) > 15
     final = [run for run in runs if not run.choice and run.cycles]
     assert {run.steps for run in final} == {4800}
@@ -218,6 +220,46 @@ def test_the_plan_shares_pretraining_and_names_no_run_twice() -> None:
     }
     assert len(first) == 5 + 1  # one a seed, and that of twice the steps
     assert not any(run.arm == "synthetic" and run.prompt == "P7" for run in runs)
+
+
+def test_the_ablation_leaves_out_one_ingredient_and_sees_no_validation_patient() -> None:
+    runs = [run for run in study() if run.part == "ablation"]
+    assert all(run.choice for run in runs)
+    table = pd.DataFrame([vars(run) for run in runs])
+    seeds = table.groupby(["arm", "patients"])["seed"].agg(sorted).to_dict()
+    assert set(seeds) == {(PHANTOM, 0), *((kind, n) for kind in WITHOUT for n in (0, 5))}
+    assert all(found == [0, 1, 2] for found in seeds.values())
+    assert sorted(WITHOUT.values()) == sorted(INGREDIENTS)
+    for run in runs:
+        first, second = (cycle.source for cycle in run.cycles)
+        assert first == Source(run.arm)
+        assert second == (Source("real", 5, run.seed) if run.patients else first)
+    # what they are compared with shares their first cycles' seeds and their patients
+    budget = [run for run in study() if run.part == "budget" and run.arm == PHANTOM and run.patients == 5]
+    assert {(run.cycles[0].seed, run.cycles[1].source) for run in budget if run.seed < 3} == {
+        (run.cycles[0].seed, run.cycles[1].source) for run in runs if run.patients == 5
+    }
+
+
+def test_a_phantom_without_an_ingredient_is_drawn_and_another_is_not_taken_for_it(
+    there: queue.Study, records: dict[str, dict]
+) -> None:
+    kind, other = list(WITHOUT)[:2]
+    none = there.carry_out(other_run("ablation", kind, Source(kind), 0, SMALL, choice=True))
+    few = there.carry_out(real_run("ablation", kind, Source(kind), 2, 0, SMALL, choice=True))
+    assert set(none["scores"]) == set(few["scores"]) == {HELD_OUT}
+    assert none["cycles"][0] == few["cycles"][0]
+    assert [cycle["images"] for cycle in none["cycles"]] == [12, 12]
+    assert [cycle["images"] for cycle in few["cycles"]] == [12, 8]
+    assert few["cycles"][0]["content"] != records["phantom"]["cycles"][0]["content"]
+    cohorts = there.folder / "cohorts"
+    require_phantom(read_cohort(cohorts / kind).attrs["meta"], without=(WITHOUT[kind],))
+    shutil.copytree(cohorts / PHANTOM, cohorts / other)
+    with pytest.raises(
+        ValueError, match=f"{other}: holds phantoms of version 1; .* without {WITHOUT[other]}"
+    ):
+        there.phantom(other)
+    shutil.rmtree(cohorts / other)
 
 
 def test_what_is_left_counts_shared_cycles_once(there: queue.Study) -> None:
