@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from book.tools.freshness import RECORDED, BookError, PageFacts
+from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
 from echovlsm.base import files, plain
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
@@ -68,7 +68,7 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
         As for `questions`: the grid's finding is told where its page was executed.
     """
     records = answers.Records(root / "data" / "results" / "camus" / "study")
-    real, paper, grid = (f"({{doc}}`/notebooks/{name}`)" for name in _TOLD)
+    real, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
     lines = [f"**{answer_text.headline(records)}** {real}"]
     if (scores := recorded_scores(root)) is not None:
         (row,) = statistics.summary(scores.assign(every=""), ("every",), resamples=2000).to_dict("records")
@@ -105,7 +105,7 @@ def scales(facts: Iterable[PageFacts]) -> str:
     """Which scale and cohort this copy of the book shows, page by page."""
     pages: dict[str, list[str]] = {}
     for fact in facts:
-        where = f"at {fact.scale} scale on {fact.cohort}"
+        where = f"at {fact.scale} scale" + (f" on {fact.cohort}" if fact.cohort != UNKNOWN else "")
         if fact.state == "not executed":
             where = "not executed"
         elif fact.cohort.startswith(RECORDED):
@@ -166,7 +166,8 @@ def _scored_on(record: Mapping[str, Any]) -> str:
     """Of which patients the scores of a record are."""
     where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
     words = {"val": "validation", "test": "testing", "train": "training"}
-    return f"{words.get(where, plain(where))} patients of {plain(record.get('cohort'))}"
+    cohort = {"camus": "CAMUS"}.get(record.get("cohort"), plain(record.get("cohort")))
+    return f"{words.get(where, plain(where))} patients of {cohort}"
 
 
 def groups(root: Path) -> str:
