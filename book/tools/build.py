@@ -49,7 +49,7 @@ _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
 _THEBE = re.compile(
     r"<script>const THEBE_JS_URL.*?</script>\s*|<script[^>]*sphinx-thebe\.js[^>]*></script>\s*"
 )
-_ANSWER = "## What we saw"
+_ANSWER, _EXPECT = "## What we saw", "**What to expect.**"
 # What opens or closes a run's record in a notebook.
 _RECORD = re.compile(r"\b(?:page\.open|record\.(?:start|finish|discard))\(")
 # A long path in a table's cell may be broken after a slash, a dot or an underscore, so that it fits a phone.
@@ -259,7 +259,7 @@ def _with_results(cells: Iterable[Any]) -> list[Any]:
 
 
 def _answer_first(cells: list[Any]) -> list[Any]:
-    """Cells with what the section "What we saw" shows, and its words, directly below the title's cell.
+    """Cells with what the section "What we saw" shows, and its words, directly below the question.
 
     A notebook computes the answer last, a page begins with it. Where nothing is shown all stays in place.
     """
@@ -285,6 +285,9 @@ def _answer_first(cells: list[Any]) -> list[Any]:
         if text.strip():
             words = [new_markdown_cell(text.strip(), id="answer-words")]
             rest[0].source = f"{heading}{after}"
+    cells[0].source, _, expect = cells[0].source.partition(_EXPECT)
+    if expect:
+        words.append(new_markdown_cell(f"## What to expect\n\n{expect.strip()}", id="expect"))
     return [cells[0], cells[start], *shown, *words, *cells[1:start], *others, *rest]
 
 
@@ -372,7 +375,8 @@ def _status_tables(root: Path, facts: list[PageFacts]) -> str:
     for f in facts:
         state = f"{f.state}: {', '.join(f.changed)} changed" if f.changed else f.state
         link = f"{{doc}}`{Path(f.page).name} </{f.page}>`"
-        cells = (link, f.executed, f.duration, f.scale, f.cohort, f.device, f.commit, state)
+        cohort = f.cohort.replace("/", "/\u200b")  # so that a path may be broken
+        cells = (link, f.executed, f.duration, f.scale, cohort, f.device, f.commit, state)
         if f.state == "not executed":
             cells = (link, *("–" if cell == UNKNOWN else cell for cell in cells[1:]))
         rows.append(f"| {' | '.join(cells)} |")

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from book.tools.freshness import RECORDED, BookError, PageFacts
+from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
 from echovlsm.base import files, plain
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
@@ -68,7 +68,7 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
         As for `questions`: the grid's finding is told where its page was executed.
     """
     records = answers.Records(root / "data" / "results" / "camus" / "study")
-    real, paper, grid = (f"({{doc}}`/notebooks/{name}`)" for name in _TOLD)
+    real, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
     lines = [f"**{answer_text.headline(records)}** {real}"]
     if (scores := recorded_scores(root)) is not None:
         (row,) = statistics.summary(scores.assign(every=""), ("every",), resamples=2000).to_dict("records")
@@ -81,9 +81,9 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
     if folder.is_dir():
         head = published.load_results(folder)[0]["headline"].groupby("test", sort=False).first()
         lines += [
-            f"The paper's own scores, recomputed on the 50 testing patients of CAMUS: {test} differs by "
-            f"{row['difference']:+.2f} points of Dice (best cells; 95 % interval over patients "
-            f"{row['low']:+.2f} to {row['high']:+.2f}; one training each). {paper}"
+            f"In the paper's own scores of 50 testing patients of CAMUS, {_TESTS[test]} changes the best "
+            f"Dice by {row['difference']:+.2f} points (95 % interval over patients {row['low']:+.2f} to "
+            f"{row['high']:+.2f}; one training each). {paper}"
             for test, row in head.iterrows()
         ]
     page = f"notebooks/{_TOLD[2]}"
@@ -94,6 +94,10 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
     return f":::{{admonition}} What was found\n:class: tip\n{points}\n:::"
 
 
+_TESTS = {
+    "synthetic vs real": "training on synthetic images in place of real ones",
+    "PT-FT vs real": "pretraining on synthetic images before training on real ones",
+}
 _TOLD = ("09_real_hearts", "07_published", "06_results")
 
 
@@ -101,7 +105,7 @@ def scales(facts: Iterable[PageFacts]) -> str:
     """Which scale and cohort this copy of the book shows, page by page."""
     pages: dict[str, list[str]] = {}
     for fact in facts:
-        where = f"at {fact.scale} scale on {fact.cohort}"
+        where = f"at {fact.scale} scale" + (f" on {fact.cohort}" if fact.cohort != UNKNOWN else "")
         if fact.state == "not executed":
             where = "not executed"
         elif fact.cohort.startswith(RECORDED):
@@ -113,7 +117,10 @@ def scales(facts: Iterable[PageFacts]) -> str:
 
 def rehearsal(root: Path) -> str:
     """The recorded rehearsal of the full study and what the dry run said before it, as Markdown."""
-    rows, checks = real_figures.rehearsals(root / "data" / "results" / "camus" / "full-exercise")
+    folder = root / "data" / "results" / "camus" / "full-exercise"
+    if not folder.is_dir():
+        return "No rehearsal is on record here."
+    rows, checks = real_figures.rehearsals(folder)
     shown = rows.map(lambda value: f"{value:.4g}").rename_axis("model").reset_index()
     shown.columns = [
         name.replace("pictures a step", "images per step").replace("picture", "image") for name in shown
@@ -159,7 +166,8 @@ def _scored_on(record: Mapping[str, Any]) -> str:
     """Of which patients the scores of a record are."""
     where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
     words = {"val": "validation", "test": "testing", "train": "training"}
-    return f"{words.get(where, plain(where))} patients of {plain(record.get('cohort'))}"
+    cohort = {"camus": "CAMUS"}.get(record.get("cohort"), plain(record.get("cohort")))
+    return f"{words.get(where, plain(where))} patients of {cohort}"
 
 
 def groups(root: Path) -> str:

@@ -254,6 +254,7 @@ def test_a_page_begins_with_its_answer_and_ends_with_exercises(
     page, path = next(iter(executed.items()))
     notebook = nbformat.read(path, as_version=4)
     found = new_output("execute_result", {"text/markdown": "- Dice 0.9.", "text/plain": "M"})
+    notebook.cells[0].source += "\n\n**What to expect.** Seconds."
     notebook.cells[-1:-1] = [
         new_markdown_cell("## What we saw", id="saw"),
         new_code_cell("best = 1", id="best"),
@@ -264,7 +265,9 @@ def test_a_page_begins_with_its_answer_and_ends_with_exercises(
     book.stage("demo", executed, tmp_path / "out", root=project)
     cells = nbformat.read(tmp_path / "out" / f"{page}.ipynb", as_version=4).cells
     sources = [cell.source for cell in cells]
+    assert sources[0].rstrip().endswith("{footcite:p}`leclerc2019camus`.")
     assert sources[1:4] == ["## What we saw", "Markdown(best)", "How to read it."]
+    assert sources[4] == "## What to expect\n\nSeconds."
     assert {"finding", "hide-input"} <= set(cells[2].metadata["tags"])
     assert "Dice 0.9" in str(cells[2].outputs)
     assert sources.index("## Try it yourself\n\nTry.") == sources.index("best = 1") + 1

@@ -114,7 +114,7 @@ def test_the_first_page_tells_findings_with_interval_cohort_and_link() -> None:
     points = book_tables.found(ROOT, {page: notebook}, facts).split("\n- ")[1:]
     assert len(points) == 5
     for point in points:
-        assert "{doc}`/notebooks/" in point
+        assert re.search(r"\(\{doc\}`chapter \d\d </notebooks/\w+>`\)$", point.split("\n:::")[0])
     for point in points[1:4]:
         assert re.search(r"95 % interval over patients [-+\d.]+ to [-+\d.]+", point.replace("\n", " "))
         assert "patients of" in point
