@@ -71,7 +71,8 @@ def code(*notebooks):
 # Results on record that chapters read, and those that only the page for maintainers shows.
 ON_RECORD = [p for p in sorted(Path("data/results").rglob("*")) if p.is_file()]
 RELIABILITY = [str(p) for p in ON_RECORD if "reliability" in p.parts]
-RECORDED = [str(p) for p in ON_RECORD if "reliability" not in p.parts]
+TRIED = [str(p) for p in ON_RECORD if "explorer" in p.parts]
+RECORDED = [str(p) for p in ON_RECORD if not {"reliability", "explorer"} & set(p.parts)]
 
 
 def files_of(folder):
@@ -288,6 +289,7 @@ rule explorer:
         PROFILE_FILE,
         code("08_explorer"),
         WEIGHTS,
+        TRIED,
         EXECUTED["04_training"],
     output:
         EXECUTED["08_explorer"],
