@@ -74,7 +74,8 @@ def code(*notebooks):
 ON_RECORD = [p for p in sorted(Path("data/results").rglob("*")) if p.is_file()]
 RELIABILITY = [str(p) for p in ON_RECORD if "reliability" in p.parts]
 PHANTOM = [str(p) for p in ON_RECORD if "phantom" in p.parts]
-RECORDED = [str(p) for p in ON_RECORD if not {"reliability", "phantom"} & set(p.parts)]
+TRIED = [str(p) for p in ON_RECORD if "explorer" in p.parts]
+RECORDED = [str(p) for p in ON_RECORD if not {"reliability", "phantom", "explorer"} & set(p.parts)]
 
 
 def files_of(folder):
@@ -307,6 +308,7 @@ rule explorer:
         PROFILE_FILE,
         code("08_explorer"),
         WEIGHTS,
+        TRIED,
         EXECUTED["04_training"],
     output:
         EXECUTED["08_explorer"],

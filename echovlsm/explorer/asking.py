@@ -7,7 +7,7 @@ the decoder. `view` puts widgets on it, `static` its answers into the published 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,7 +74,7 @@ class Explorer:
         self._nets = {name: net.eval() for name, net in nets.items()}
         self._pictures: OrderedDict[Key, Picture] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, Key], Any] = OrderedDict()
-        self._texts: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._texts: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     # -- what there is ------------------------------------------------------------------------------
 
@@ -118,9 +118,9 @@ class Explorer:
             patients = dict.fromkeys(patient for patient, _, _ in self._rows)
             hint = f"of {key[0]} there are {have}" if have else f"patients: {', '.join(list(patients)[:5])}…"
             raise ExplorerError(f"no picture {' '.join(key)}; {hint}")
-        return self._once(self._pictures, key, lambda: self._read(key))
+        return self._once(self._pictures, key, lambda: self._open(key))
 
-    def _read(self, key: Key) -> Picture:
+    def _open(self, key: Key) -> Picture:
         import pandas as pd
 
         row = self.frames.iloc[self._rows[key]]
@@ -151,32 +151,37 @@ class Explorer:
         ModelError
             The text is longer than the model can read.
         """
+        return self.ask_all(key, [text], net)[0]
+
+    def ask_all(self, key: Key, texts: Sequence[str], net: str | None = None) -> list[Answer]:
+        """What `ask` gives for each of these sentences, read at once."""
         import torch
 
-        probability = self._map(key, text, net).sigmoid()
+        probability = self._maps(key, texts, net).sigmoid()
         shape = self.picture(key).image.shape
         options = {"size": shape, "mode": "bilinear", "align_corners": False}
-        large = torch.nn.functional.interpolate(probability[None, None], **options)
-        return Answer(large[0, 0].numpy())
+        large = torch.nn.functional.interpolate(probability[None], **options)
+        return [Answer(one) for one in large[0].numpy()]
 
     def small_map(self, key: Key, text: str, net: str | None = None) -> np.ndarray:
         """Probabilities at the model's own size, float32 (h, w): what `ask` enlarges."""
-        return self._map(key, text, net).sigmoid().numpy()
+        return self._maps(key, [text], net)[0].sigmoid().numpy()
 
-    def _map(self, key: Key, text: str, net: str | None) -> torch.Tensor:
+    def _maps(self, key: Key, texts: Sequence[str], net: str | None) -> torch.Tensor:
+        """Logits float32 (N, h, w) at the model's own size."""
         import torch
 
         name = self._known(net)
         model = self._nets[name]
         with torch.no_grad():
             maps = self._once(self._encodings, (name, key), lambda: self._encode(name, key))
-            condition = self._once(self._texts, (name, text), lambda: self._read_text(name, text))
+            condition = self._once(self._texts, (name, *texts), lambda: self._read(name, texts))
             logits = model.decode(maps, condition).float()
             side = (model.image_size, model.image_size)
             if tuple(logits.shape[-2:]) != side:
                 options = {"size": side, "mode": "bilinear", "align_corners": False}
                 logits = torch.nn.functional.interpolate(logits[:, None], **options)[:, 0]
-        return logits[0].cpu()
+        return logits.cpu()
 
     def _known(self, net: str | None) -> str:
         name = self.nets[0] if net is None else net
@@ -189,10 +194,10 @@ class Explorer:
         small = resize_image(self.picture(key).image, model.image_size)
         return model.encode_image(model.normalise(small[None]))
 
-    def _read_text(self, name: str, text: str) -> Any:
+    def _read(self, name: str, texts: Sequence[str]) -> Any:
         model = self._nets[name]
         device = next(model.parameters()).device
-        return model.text_features(*(part.to(device) for part in model.tokenize([text])))
+        return model.text_features(*(part.to(device) for part in model.tokenize(texts)))
 
     def _once(self, store: OrderedDict[Any, T], key: Any, make: Callable[[], T]) -> T:
         """What `store` holds under `key`, made if it is not there; the longest unused leaves."""
@@ -235,12 +240,13 @@ def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
     -------
     DataFrame
         `name` (unique, short), `path`, `cohort`, `kind`, `model`, `prompt`, `strategy`, `encoders`, `seed`,
-        `scale`, `profile`, `weights` (that it started from), `val_dice`; NA where a record does not say it.
-        Empty if there is none.
+        `scale`, `profile`, `weights` (that it started from), `negatives`, `val_dice`; NA where a record does
+        not say it. Empty if there is none.
     """
     import pandas as pd
 
-    columns = "name path cohort kind model prompt strategy encoders seed scale profile weights val_dice"
+    columns = "name path cohort kind model prompt strategy encoders seed scale profile weights"
+    columns += " negatives val_dice"
     rows = []
     for file in sorted(paths.resolve(folder).rglob("run.yaml")):
         run = RunFolder(file.parent)
@@ -251,6 +257,7 @@ def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
         if values.get("model") not in MODELS:  # the reference without words cannot be asked
             continue
         values |= {"name": run.path.name, "path": str(run.path), "val_dice": record.get("val_dice")}
+        values.setdefault("negatives", 0)  # of runs before there were any
         rows.append({name: values.get(name) for name in columns.split()})
     table = pd.DataFrame(rows, columns=columns.split())
     table = table.sort_values("val_dice", ascending=False, kind="stable", ignore_index=True)

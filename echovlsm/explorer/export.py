@@ -24,6 +24,7 @@ import numpy as np
 from echovlsm import STRUCTURES, models
 from echovlsm.base import RunFolder, files, paths
 from echovlsm.cohort import CohortError, read_cohort, resize_image
+from echovlsm.explorer import sentences
 from echovlsm.explorer import static as explorer_static
 from echovlsm.explorer.asking import Explorer, describe_choice, trained_runs
 from echovlsm.explorer.pictures import ExplorerError
@@ -179,28 +180,28 @@ def _parity(net: CLIPSeg) -> tuple[dict[str, Any], dict[str, Any]]:
     with torch.no_grad():
         for values in rounded.parameters():
             values.copy_(values.half().float())
-    others = [sentence for said in explorer_static.OTHER_WORDS.values() for sentence in said]
-    sentences = [make_prompt(name, "P1", 0) for name in STRUCTURES.values()]
-    sentences += [*others, explorer_static.NONSENSE]
+    others = [text for texts in sentences.OTHER_WORDS.values() for text in texts[:2]]
+    asked = [make_prompt(name, "P1", 0) for name in STRUCTURES.values()]
+    asked += [*others, sentences.SOMETHING_ELSE[0]]
     places = [(view, phase) for view in ("2CH", "4CH") for phase in ("ED", "ES")]
     images = [
         simulate(draw_cohort_patient(0, number), view, phase, seed=number, size=128).image
         for number, (view, phase) in enumerate(places)
     ]
     small = torch.stack([resize_image(image, net.image_size) for image in images])
-    ids, mask = net.tokenize(sentences)
+    ids, mask = net.tokenize(asked)
     repeated = [part.expand(len(images), *part.shape) for part in (ids, mask)]
     with torch.no_grad():
         exact, near = (model.eval()(model.normalise(small), *repeated) for model in (net, rounded))
     apart = (exact - near).abs()
     probe = {
-        "text": sentences[0],
+        "text": asked[0],
         "image": _text(small[0].numpy().tobytes()),
         "logits": _text(exact[0, 0].numpy().astype("<f4").tobytes()),
     }
     return probe, {
         "bits": 16,
-        "compared": f"{len(images)} phantom images, {len(sentences)} sentences, {net.image_size} px",
+        "compared": f"{len(images)} phantom images, {len(asked)} sentences, {net.image_size} px",
         "logits_lowest": float(exact.min()),
         "logits_highest": float(exact.max()),
         "logits_apart_mean": float(apart.mean()),

@@ -22,6 +22,7 @@ from echovlsm.base import figures
 from echovlsm.evaluation import dice
 from echovlsm.explorer.asking import Explorer, level_names, paint
 from echovlsm.explorer.pictures import LEAST_SHARE, ExplorerError, Key
+from echovlsm.explorer.sentences import OTHER_WORDS, SOMETHING_ELSE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,18 +33,14 @@ MAX_SIDE = 96
 """Side in pixels of the probabilities in the page; larger models are averaged down to it."""
 MAX_BYTES = 2_500_000
 """What one page may hold."""
-OTHER_WORDS: Mapping[str, Sequence[str]] = {
-    "left ventricular cavity": ("Left ventricle.", "The chamber that pumps blood into the body."),
-    "myocardium": ("Heart muscle.", "The wall around the left ventricle."),
-    "left atrium cavity": ("Left atrium.", "The chamber that fills from the lungs."),
-}
-"""Sentences that no template has, for each structure."""
-NONSENSE = "A cat on a sofa."
 _WORDS = ("other words", "free words", "nonsense")
 
 
-def choose_pictures(frames: pd.DataFrame, count: int = 4) -> list[Key]:
-    """Pictures that differ: other patients, and as far as possible other views, phases and qualities."""
+def choose_pictures(frames: pd.DataFrame, count: int = 4, first: Key | None = None) -> list[Key]:
+    """Pictures that differ: other patients, and as far as possible other views, phases and qualities.
+
+    A page opens on the first of them: the one named, or the cohort's first.
+    """
     chosen: list[Key] = []
     seen: list[tuple[str, ...]] = []
     columns = ("patient", "view", "phase", "quality")
@@ -53,7 +50,8 @@ def choose_pictures(frames: pd.DataFrame, count: int = 4) -> list[Key]:
         def new(row: tuple[str, ...]) -> int:
             return sum(4 * (row[0] != other[0]) + sum(map(str.__ne__, row[1:], other[1:])) for other in seen)
 
-        best = max(rows, key=new)
+        opening = first is not None and not chosen
+        best = next(row for row in rows if row[:3] == first) if opening else max(rows, key=new)
         rows.remove(best)
         seen.append(best)
         chosen.append((best[0], best[1], best[2]))
@@ -160,7 +158,7 @@ def _picture(explorer: Explorer, key: Key, nets: Sequence[str], levels: Sequence
 
 def _sentence(explorer: Explorer, key: Key, structure: str, level: str) -> str:
     if level == _WORDS[2]:
-        return NONSENSE
+        return SOMETHING_ELSE[0]
     if level in _WORDS:
         return OTHER_WORDS[structure][_WORDS.index(level)]
     return explorer.prompt(key, structure, level)

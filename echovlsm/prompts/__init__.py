@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["shapes", "templates"],
     submod_attrs={
+        "negatives": ["other_sentences"],
         "shapes": ["name_shape", "name_shapes", "prompts_for"],
         "templates": [
             "LEVELS",

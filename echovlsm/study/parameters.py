@@ -44,7 +44,7 @@ AT_LEAST: dict[str, float] = {
     **dict.fromkeys(("sdm_steps", "sdm_batch_size", "resamples", "pictures"), 1),
     **dict.fromkeys(("train_patients", "val_patients", "synthetic_patients", "test_patients"), 0),
     **dict.fromkeys(("source_patients", "word_patients", "image_size", "score_size"), 0),
-    **dict.fromkeys(("threads", "seed", "cohort_seed", "holdout_seed"), 0),
+    **dict.fromkeys(("threads", "seed", "cohort_seed", "holdout_seed", "negatives"), 0),
     **dict.fromkeys(("patience", "plateau_patience", "steps"), 0),
     **dict.fromkeys(("weight_decay", "dice_weight", "ce_weight", "holdout", "guidance"), 0),
     "picture_size": 32,

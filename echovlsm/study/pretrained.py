@@ -26,6 +26,8 @@ _LEARNED: tuple[str, ...] = (
 def pretraining_content(parameters: Mapping[str, Any], sources: Sequence[pd.DataFrame]) -> str:
     """Short hash of all that decides what a run of the strategy `synthetic` learns."""
     learned = {name: parameters[name] for name in _LEARNED}
+    if parameters.get("negatives"):  # without them the hash is that of runs before there were any
+        learned["negatives"] = parameters["negatives"]
     learned["prompt"] = strategies.synthetic_level(parameters["prompt"], sources)
     learned["starts from"] = provenance.weights_hash(parameters["weights"])
     learned["learns from"] = strategies.data_hashes("synthetic", pd.DataFrame(), sources)
@@ -74,6 +76,7 @@ def pretrained_run(
     net = models.load(*(parameters[name] for name in names))
     options = {"missing": parameters["missing"], "seed": parameters["seed"]}
     more = {"variant": parameters["variant"], "augment": parameters["augment"], **options}
+    more["negatives"] = parameters.get("negatives", 0)
     train = strategies.strategy_triplets("synthetic", "train", pd.DataFrame(), sources, level, net, **more)
     check = strategies.strategy_triplets(
         "synthetic", "val", pd.DataFrame(), sources, level, net, variant="0", **options

@@ -20,7 +20,7 @@ import pandas as pd
 
 from echovlsm.base import RunFolder, paths
 from echovlsm.cohort import cohort_hash, is_synthetic, read_cohort
-from echovlsm.models import adapters
+from echovlsm.models import REFERENCES, adapters
 from echovlsm.prompts import level_for, prompts_for
 from echovlsm.training.loop import fit
 from echovlsm.training.triplets import Triplets, hold_out, make_triplets
@@ -153,7 +153,8 @@ def strategy_triplets(
     model
         Gives tokenizer and image size.
     options
-        Of `triplets.make_triplets`: `variant, missing, seed, augment, progress`.
+        Of `triplets.make_triplets`: `variant, missing, seed, augment, negatives, progress`. The reference
+        without words gets no negatives.
 
     Raises
     ------
@@ -166,6 +167,8 @@ def strategy_triplets(
         raise StrategyError(
             f"prompt: a synthetic cohort has no {level}: its pictures have no quality; take P6 (P5 + shape)"
         )
+    if getattr(model, "name", "") in REFERENCES:
+        options.pop("negatives", None)
     if strategy == "joint":
         parts = [(target, "real")]
         if split == "train":

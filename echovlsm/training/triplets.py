@@ -21,11 +21,14 @@ from tqdm import tqdm
 from echovlsm import STRUCTURES
 from echovlsm.base import cache
 from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels
-from echovlsm.prompts import prompts_for
+from echovlsm.prompts import other_sentences, prompts_for
 from echovlsm.training import devices
 from echovlsm.training.augmentation import augment, draw_change
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+
+POOL = 4096
+"""Sentences about something else from which each item draws its own."""
 
 
 class Triplets(Dataset):
@@ -49,6 +52,10 @@ class Triplets(Dataset):
         resumed run sees what an uninterrupted one would have seen.
     augment
         Random affine and contrast changes of the training images. The paper trained without.
+    negatives
+        Sentences about something else (`echovlsm.prompts.other_sentences`) that each item has besides, with
+        empty masks; they follow the structures and are drawn anew for each image and epoch, from a random
+        stream of their own. The paper trained without.
     structures
         Label value to the structure's name in `prompts`; by default the three of CAMUS.
 
@@ -68,6 +75,7 @@ class Triplets(Dataset):
         variant: str | int = "random",
         seed: int = 0,
         augment: bool = False,
+        negatives: int = 0,
         progress: bool = False,
         structures: Mapping[int, str] = STRUCTURES,
     ) -> None:
@@ -80,6 +88,7 @@ class Triplets(Dataset):
         self.structures = tuple(structures.values())
         self.values = tuple(structures)
         self.seed, self.epoch, self.variant, self.augmented = seed, 0, variant, augment
+        self.negatives = negatives
         self._choose_texts(prompts, tokenize)
         self._load(image_size, progress)
 
@@ -104,6 +113,9 @@ class Triplets(Dataset):
             raise ValueError(f"prompts: none for {missing[0]} and {len(missing) - 1} others")
         codes, self.texts = pd.factorize(table.loc[wanted].to_numpy())
         self.choices = codes.reshape(len(self.frames), len(self.structures), len(variants))
+        if self.negatives:
+            others = other_sentences(self.texts, self.structures, POOL, self.seed)
+            self.texts = np.concatenate([self.texts, others])
         self.input_ids, self.attention_mask = tokenize(list(self.texts))
         tokens = torch.cat([self.input_ids, self.attention_mask], dim=1)
         self.kinds = torch.unique(tokens, dim=0, return_inverse=True)[1].numpy()  # texts may share tokens
@@ -125,13 +137,17 @@ class Triplets(Dataset):
         self.images, self.labels = (torch.from_numpy(np.array(found[n])) for n in ("images", "labels"))
 
     def texts_of(self, index: int) -> list[str]:
-        """The prompts that image `index` gets in the epoch `epoch`, one a structure."""
+        """The prompts that image `index` gets in the epoch `epoch`, one a structure, then the negatives."""
         return [str(self.texts[text]) for text in self._draw(self.epoch, index)[0]]
 
     def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.random.Generator]:
         rng = np.random.default_rng((self.seed, epoch, index))
         drawn = rng.integers(0, self.choices.shape[2], len(self.structures))
-        return self.choices[index, np.arange(len(self.structures)), drawn], rng
+        texts = self.choices[index, np.arange(len(self.structures)), drawn]
+        if self.negatives:
+            others = np.random.default_rng((self.seed, epoch, index, 1)).integers(0, POOL, self.negatives)
+            texts = np.concatenate([texts, len(self.texts) - POOL + others])
+        return texts, rng
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -158,7 +174,7 @@ class Triplets(Dataset):
 
         `places` are indices, or pairs of epoch and index. Index (B,), image uint8 (B, H, W), text (B, S):
         which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W); distinct
-        (D,) and where (B S,): the `repeats` of a model.
+        (D,) and where (B S,): the `repeats` of a model. S counts structures and negatives.
         """
         pairs = [place if isinstance(place, tuple) else (self.epoch, place) for place in places]
         drawn = [self._draw(*pair) for pair in pairs]
@@ -172,6 +188,8 @@ class Triplets(Dataset):
         if self.augmented:
             changes = [draw_change(rng, images.shape[-1]) for _, rng in drawn]
             images, labels = augment(images, labels, changes)
+        masks = [labels == value for value in self.values]
+        masks += [torch.zeros_like(masks[0])] * self.negatives
         return {
             "index": index,
             "image": images,
@@ -180,7 +198,7 @@ class Triplets(Dataset):
             "attention_mask": self.attention_mask[text],
             "distinct": distinct,
             "where": where,
-            "masks": torch.stack([labels == value for value in self.values], dim=1).float(),
+            "masks": torch.stack(masks, dim=1).float(),
         }
 
 
@@ -257,7 +275,7 @@ def make_triplets(
     model
         Gives tokenizer and input size.
     options
-        Of `Triplets`: `variant, seed, augment, progress`.
+        Of `Triplets`: `variant, seed, augment, negatives, progress`.
     """
     prompts = prompts_for(frames, level, missing)
     return Triplets(frames, prompts, model.tokenize, model.image_size, **options)

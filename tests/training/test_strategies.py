@@ -128,6 +128,15 @@ def test_joint_masks_belong_to_their_pictures(parameters: dict[str, object]) -> 
     assert torch.equal(joint.images[-len(alone) :], alone.images)
 
 
+def test_negatives_are_for_models_that_read(parameters: dict[str, object]) -> None:
+    target = strategies.read_target(parameters)
+    for name, count in (("clipseg", 5), ("unet", 3)):
+        model = _Speller()
+        model.name = name
+        triplets = strategies.strategy_triplets("real", "train", target, [], "P1", model, negatives=2)
+        assert triplets[0]["masks"].shape[0] == count
+
+
 def test_synthetic_pictures_have_no_p7(parameters: dict[str, object]) -> None:
     target, sources = strategies.read_target(parameters), strategies.read_synthetic(parameters)
     assert strategies.synthetic_level("P7", sources) == "P6"
@@ -177,6 +186,9 @@ def test_a_finetuning_finds_its_synthetic_run_by_content(
     ]
     assert content not in others
     assert len(set(others)) == 3
+    # nor do negatives where there are none, as in runs from before there were any
+    assert pretraining_content({**parameters, "negatives": 0}, sources) == content
+    assert pretraining_content({**parameters, "negatives": 1}, sources) != content
     # the finetuning's own settings do not count: how many real patients it will learn from
     assert pretraining_content({**parameters, "train_patients": 1}, sources) == content
     # an interrupted run is no run

@@ -59,6 +59,22 @@ def test_random_variants_depend_on_seed_and_epoch_alone(phantom_frames: pd.DataF
     assert len({text for texts in drawn(1, 2) for text in texts}) == 6
 
 
+def test_negatives_follow_the_structures_and_change_nothing_else(phantom_frames: pd.DataFrame) -> None:
+    plain, more = (make(phantom_frames, seed=3, augment=True, negatives=count) for count in (0, 2))
+    seen = set()
+    for place in ((1, 0), (2, 0), (1, 5)):
+        one, two = plain.__getitems__([place]), more.__getitems__([place])
+        assert torch.equal(one["image"], two["image"])
+        assert torch.equal(one["masks"], two["masks"][:, :3])
+        assert not two["masks"][:, 3:].any()
+        assert one["input_ids"].shape[1] == 3
+        texts = [[t.texts[number] for number in item["text"][0]] for t, item in ((plain, one), (more, two))]
+        assert texts[0] == texts[1][:3]
+        assert not set(texts[1][3:]) & set(plain.texts)
+        seen |= set(texts[1][3:])
+    assert len(seen) == 6  # drawn anew for each image and epoch
+
+
 def test_labels_keep_their_values_and_place_when_resized() -> None:
     labels = np.zeros((100, 60), np.uint8)
     labels[:50, :30] = 3
