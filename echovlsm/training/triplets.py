@@ -157,13 +157,13 @@ class Triplets(Dataset):
         """A batch of B images; a `DataLoader` needs `collate_fn=whole_batch`.
 
         `places` are indices, or pairs of epoch and index. Index (B,), image uint8 (B, H, W), text (B, S):
-        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W); distinct
-        (D,) and where (B S,): the `repeats` of a model.
+        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W).
         """
         pairs = [place if isinstance(place, tuple) else (self.epoch, place) for place in places]
         drawn = [self._draw(*pair) for pair in pairs]
         device = self.images.device
         text = np.stack([texts for texts, _ in drawn])
+        # what a model calls repeats: distinct (D,) and where (B S,)
         _, *repeats = np.unique(self.kinds[text], return_index=True, return_inverse=True)
         distinct, where = (devices.put(torch.from_numpy(places.ravel()), device) for places in repeats)
         index = devices.put(torch.tensor([place for _, place in pairs]), device)
@@ -175,11 +175,11 @@ class Triplets(Dataset):
         return {
             "index": index,
             "image": images,
+            "distinct": distinct,
+            "where": where,
             "text": text,
             "input_ids": self.input_ids[text],
             "attention_mask": self.attention_mask[text],
-            "distinct": distinct,
-            "where": where,
             "masks": torch.stack([labels == value for value in self.values], dim=1).float(),
         }
 
