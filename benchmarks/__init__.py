@@ -5,5 +5,6 @@
     python -m benchmarks --quick --out /tmp/x # tiny sizes: whether it works, not how fast it is
 
 Two ways are measured alternately in one process, so that what slows the machine slows both; what counts is
-the ratio of neighbours. Notebook 10 shows what is on record in `data/results/benchmarks`.
+the ratio of neighbours. Notebook 10 shows what is on record in `data/results/benchmarks`. `benchmarks.gpu` is
+a script of its own, for a machine with a GPU.
 """

@@ -105,17 +105,21 @@ def epoch(
     batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
     loss: nn.Module,
     clip: float,
+    at_a_time: int = 1,
 ) -> float:
-    """A step for each batch of triplets; the mean loss of a triplet."""
+    """A step for each batch of triplets, so many `at_a_time` in the network; the mean loss of a triplet."""
     segmenter.train()
     total, count = 0.0, 0
     for pixels, ids, mask, truth in batches:
-        value = loss(forward(segmenter, pixels, ids, mask)[:, None], truth[:, None])
         optimiser.zero_grad()
-        value.backward()
+        parts = (values.split(at_a_time) for values in (pixels, ids, mask, truth))
+        for *inputs, masks in zip(*parts, strict=True):
+            value = loss(forward(segmenter, *inputs)[:, None], masks[:, None]) * len(masks) / len(pixels)
+            value.backward()
+            total += float(value.detach()) * len(pixels)
         nn.utils.clip_grad_norm_(segmenter.parameters(), clip)
         optimiser.step()
-        total, count = total + float(value.detach()) * len(pixels), count + len(pixels)
+        count += len(pixels)
     return total / count
 
 

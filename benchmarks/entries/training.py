@@ -36,7 +36,8 @@ def step(
     return float(value.detach()), logits.detach().flatten(0, 1)
 
 
-def _gradients(model: nn.Module) -> dict[str, Tensor]:
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients there are, by the parameter's name."""
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
@@ -68,9 +69,7 @@ def _pair(settings: Settings, encoders: str) -> Iterator[Pair]:
         # after the first step of either the gradients are still there
         logits = setups.assert_alike(found[1], wanted[1], "logits", 1e-3)
         assert abs(found[0] - wanted[0]) < 1e-4 * abs(wanted[0]), (found[0], wanted[0])
-        return (
-            f"{logits}, {setups.assert_same_gradients(_gradients(ours.segmenter), _gradients(theirs), near)}"
-        )
+        return f"{logits}, {setups.assert_same_gradients(gradients(ours.segmenter), gradients(theirs), near)}"
 
     frozen = encoders == "frozen"
     shared = "encoded once for the cohort" if frozen else "encoded once for its structures"

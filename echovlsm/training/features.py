@@ -49,7 +49,7 @@ class Features:
         if device.type == "cpu" or not devices.fits(size, device):
             return self
         moved = copy.copy(self)
-        moved.pictures = [torch.from_numpy(np.array(array)).to(device) for array in self.pictures]
+        moved.pictures = [_on(device, array) for array in self.pictures]
         moved.prompts = [values.to(device) for values in self.prompts]
         return moved
 
@@ -58,6 +58,15 @@ class Features:
         text = batch["text"].reshape(-1)
         pictures = tuple(_rows(values, batch["index"]) for values in self.pictures)
         return pictures, tuple(_rows(values, text) for values in self.prompts)
+
+
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    """An array on a device, read from its file piece by piece."""
+    whole = torch.empty(array.shape, dtype=torch.from_numpy(np.array(array[:0])).dtype, device=device)
+    for start in range(0, len(array), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        whole[rows] = torch.from_numpy(np.array(array[rows])).to(device)
+    return whole
 
 
 def _rows(values: np.ndarray | Tensor, index: Tensor) -> Tensor:
@@ -88,7 +97,7 @@ class Read(Features):
         return tuple(pictures), super().of(batch)[1]
 
 
-def encode_prompts(model: nn.Module, triplets: Triplets) -> Read | None:
+def encode_prompts(model: nn.Module, triplets: Triplets) -> Features | None:
     """Encode each distinct prompt of `triplets` once, for a model that does not learn while it is used.
 
     None where the model reads no prompts.
@@ -101,7 +110,7 @@ def encode_prompts(model: nn.Module, triplets: Triplets) -> Read | None:
             rows = slice(start, start + _PROMPTS)
             words = (values[rows].to(device) for values in (triplets.input_ids, triplets.attention_mask))
             parts.append([value.cpu().numpy() for value in model.text_features(*words)])
-    return Read(model, [np.concatenate(values) for values in zip(*parts, strict=True)])
+    return Read(model, [np.concatenate(values) for values in zip(*parts, strict=True)]).to(device)
 
 
 def encode(

@@ -22,8 +22,8 @@ from echovlsm import STRUCTURES
 from echovlsm.base import cache
 from echovlsm.cohort import load_image, load_labels, resize_image, resize_labels
 from echovlsm.prompts import other_sentences, prompts_for
-from echovlsm.training import devices
 from echovlsm.training.augmentation import augment, draw_change
+from echovlsm.training.devices import fits, put
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
@@ -155,13 +155,13 @@ class Triplets(Dataset):
     def to(self, device: torch.device) -> Triplets:
         """The same with its tensors on `device`, where batches are then made; itself if they do not fit."""
         names = ("images", "labels", "input_ids", "attention_mask")
-        if device.type == self.images.device.type or not devices.fits(
+        if device.type == self.images.device.type or not fits(
             sum(getattr(self, name).nbytes for name in names), device
         ):
             return self
         moved = copy.copy(self)
         for name in names:
-            setattr(moved, name, devices.put(getattr(self, name), device))
+            setattr(moved, name, put(getattr(self, name), device))
         return moved
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -173,17 +173,18 @@ class Triplets(Dataset):
         """A batch of B images; a `DataLoader` needs `collate_fn=whole_batch`.
 
         `places` are indices, or pairs of epoch and index. Index (B,), image uint8 (B, H, W), text (B, S):
-        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W); distinct
-        (D,) and where (B S,): the `repeats` of a model. S counts structures and negatives.
+        which of `texts`, input_ids and attention_mask (B, S, L), and masks float32 (B, S, H, W). S counts
+        structures and negatives.
         """
         pairs = [place if isinstance(place, tuple) else (self.epoch, place) for place in places]
         drawn = [self._draw(*pair) for pair in pairs]
         device = self.images.device
         text = np.stack([texts for texts, _ in drawn])
+        # what a model calls repeats: distinct (D,) and where (B S,)
         _, *repeats = np.unique(self.kinds[text], return_index=True, return_inverse=True)
-        distinct, where = (devices.put(torch.from_numpy(places.ravel()), device) for places in repeats)
-        index = devices.put(torch.tensor([place for _, place in pairs]), device)
-        text = devices.put(torch.from_numpy(text), device)
+        distinct, where = (put(torch.from_numpy(places.ravel()), device) for places in repeats)
+        index = put(torch.tensor([place for _, place in pairs]), device)
+        text = put(torch.from_numpy(text), device)
         images, labels = self.images[index], self.labels[index]
         if self.augmented:
             changes = [draw_change(rng, images.shape[-1]) for _, rng in drawn]
@@ -193,11 +194,11 @@ class Triplets(Dataset):
         return {
             "index": index,
             "image": images,
+            "distinct": distinct,
+            "where": where,
             "text": text,
             "input_ids": self.input_ids[text],
             "attention_mask": self.attention_mask[text],
-            "distinct": distinct,
-            "where": where,
             "masks": torch.stack(masks, dim=1).float(),
         }
 

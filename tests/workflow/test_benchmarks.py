@@ -23,7 +23,7 @@ from echovlsm.training import loop as training
 QUICK = setups.Settings(quick=True, threads=1)
 SAID = {
     "training": {"clipseg-frozen", "clipseg-unfrozen", "clipseg-unfrozen-batch", "clipseg-tiny-unfrozen"},
-    "loops": {"loop-frozen", "loop-unfrozen"},
+    "loops": {"loop-frozen", "loop-frozen-batch", "loop-unfrozen", "loop-unfrozen-batch"},
     "augmentation": {"augmented-epoch"},
     "cris": {"cris-scoring"},
     "scoring": {"scores"},
