@@ -56,7 +56,15 @@ def parameters(phantom_cohort: Path, synthetic_cohort: Path) -> dict[str, object
     }
     model = {"model": "clipseg", "weights": str(WEIGHTS), "encoders": "frozen", "image_size": 32}
     words = {"prompt": "P1", "variant": "random", "missing": "error", "augment": False}
-    rates = {"epochs": 1, "steps": 0, "look_every": 50, "batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.0, "schedule": "plateau"}
+    rates = {
+        "epochs": 1,
+        "steps": 0,
+        "look_every": 50,
+        "batch_size": 4,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "schedule": "plateau",
+    }
     loss = {"dice_weight": 1.0, "ce_weight": 0.25, "plateau_factor": 0.1, "plateau_patience": 0}
     rest = {
         "patience": 2,
