@@ -38,7 +38,7 @@ _SCALE_NOTES = {
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are not findings.",
     "full": "**Full scale.**",
 }
-_RECORDED_NOTE = (
+_RECORDED_NOTE = "**On record.** Nothing was trained for this page. Each figure names the scale and the cohort of its numbers."
     "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
 )
 _LIVE = "*This opens in the notebook. A version that needs no notebook stands further down on this page.*"
