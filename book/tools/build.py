@@ -38,8 +38,8 @@ _SCALE_NOTES = {
     "demo": "**Demo scale.** A small run that shows how the study works. Its numbers are not findings.",
     "full": "**Full scale.**",
 }
-_RECORDED_NOTE = "**On record.** Nothing was trained for this page. Each figure names the scale and the cohort of its numbers."
-    "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
+_RECORDED_NOTE = (
+    "**On record.** Nothing was trained for this page. Each figure names scale and cohort of its numbers."
 )
 _LIVE = "*This opens in the notebook. A version that needs no notebook stands further down on this page.*"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
