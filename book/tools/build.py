@@ -39,7 +39,7 @@ _SCALE_NOTES = {
     "full": "**Full scale.**",
 }
 _RECORDED_NOTE = (
-    "**On record.** Nothing was trained for this page: each figure says on what its numbers were made."
+    "**On record.** Nothing was trained for this page. Each figure names scale and cohort of its numbers."
 )
 _LIVE = "*This opens in the notebook. A version that needs no notebook stands further down on this page.*"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -52,9 +52,11 @@ _THEBE = re.compile(
 _ANSWER, _EXPECT = "## What we saw", "**What to expect.**"
 # What opens or closes a run's record in a notebook.
 _RECORD = re.compile(r"\b(?:page\.open|record\.(?:start|finish|discard))\(")
-# A long path in a table's cell may be broken after a slash, a dot or an underscore, so that it fits a phone.
+# A long path in a table's cell or in code may be broken after a slash, a dot or an underscore, not elsewhere.
 _CELL = re.compile(r"(?<=>)[^<>]+(?=</t[dh]>)")
 _LONG = re.compile(r"[\w./:=-]{18,}")
+_CODE = re.compile(r'(?<=<span class="pre">)[^<>]{18,}(?=</span>)')
+_EXPONENT = re.compile(r"(?<=\de)-(?=\d)")
 _PART = re.compile(r"(?<=[/_.])(?=\w)")
 _PROGRESS = re.compile(r"\d+%\|.*\||\d+(?:\.\d+)?\s?(?:it|[a-z]+) \[\d+:\d+|^\s*Executing: ")
 
@@ -352,6 +354,12 @@ def _set_alt(cell: Any) -> None:
         cell.metadata.setdefault("mystnb", {})["image"] = {"alt": " ".join(dict.fromkeys(texts))}
 
 
+def _in_one_piece(cell: re.Match[str]) -> str:
+    """A table's cell whose small numbers stay on one line (1e-05) and whose long paths may be broken."""
+    text = _EXPONENT.sub("\u2011", cell[0]).replace("≤ ", "≤\u00a0")
+    return _LONG.sub(lambda word: _PART.sub("<wbr>", word[0]), text)
+
+
 def _tidy(output: Any) -> Any:
     """An output without progress bars and with the theme's tables; None where nothing is left."""
     if output.output_type == "stream":
@@ -363,9 +371,7 @@ def _tidy(output: Any) -> Any:
         return None
     if "text/html" in data:  # the theme styles tables of this class only; a pandas Styler does not set it
         data["text/html"] = data["text/html"].replace('<table id="T_', '<table class="dataframe" id="T_')
-        data["text/html"] = _CELL.sub(
-            lambda cell: _LONG.sub(lambda word: _PART.sub("<wbr>", word[0]), cell[0]), data["text/html"]
-        )
+        data["text/html"] = _CELL.sub(_in_one_piece, data["text/html"])
     return output
 
 
@@ -443,12 +449,16 @@ def build(
 
 
 def _quiet(built: Path) -> None:
-    """Leave out of the built pages what a browser would complain of when they are opened as files."""
+    """Leave out of the built pages what a browser would complain of when they are opened as files.
+
+    Long names in code get places where they may be broken.
+    """
     icons = built / "_static" / "vendor" / "widgets"
     for page in built.rglob("*.html"):
         text = page.read_text()
         for unwanted in (_FONT_PRELOAD, _THEBE):
             text = unwanted.sub("", text)
+        text = _CODE.sub(lambda name: _PART.sub("<wbr>", name[0]), text)
         page.write_text(text)
         if "vendor/embed-amd.js" in text:  # it looks for its icons beside the page
             beside = page.parent / "@jupyter-widgets" / "html-manager" / "dist"

@@ -213,9 +213,8 @@ def ledger_table(ledger: pd.DataFrame) -> Styler:
         claim=[link.format(where=to, claim=claim) for to, claim in zip(where, ledger["claim"], strict=True)],
     )
     view = ["claim", "place", "given", "recomputed", "interval", "verdict", "reason"]
-    # a p stays with its number, and a number in one piece
-    numbers = {r"\bp (≤ )?(?=\d)": "p\u00a0\\1", "≤ ": "≤\u00a0", r"(?<=\d)e-(?=\d)": "e\u2011"}
-    shown = shown[view].fillna("").replace(numbers, regex=True)
+    # a p stays with its number
+    shown = shown[view].fillna("").replace(r"\bp (?=[≤\d])", "p\u00a0", regex=True)
     rest = (100 - sum(_WIDTHS.values())) / (len(view) - len(_WIDTHS))
     widths = [
         {"selector": f"th.col{n}", "props": [("width", f"{_WIDTHS.get(name, rest):.1f}%")]}

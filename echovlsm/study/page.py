@@ -31,7 +31,7 @@ HEADINGS: dict[str, str] = {
     "exponent_end": "exponent at the end",
     "equal": "results",
 }
-"""Columns whose names in code are not words, and what readers see."""
+"""Columns and rows whose names in code are not words, and what readers see."""
 
 
 def begin(namespace: dict[str, Any], notebook: str) -> Page:
@@ -141,8 +141,8 @@ class Page:
     ) -> Styler:
         """A table with its caption, and headings in words.
 
-        A column's name in code becomes words: `HEADINGS` has some, in all others an underscore becomes a
-        space. The table itself stays as it is.
+        The name of a column or row in code becomes words: `HEADINGS` has some, in all others an underscore
+        becomes a space. The table itself stays as it is.
 
         Parameters
         ----------
@@ -154,12 +154,12 @@ class Page:
             Whether the caption ends with scale and cohort, where they are not those below the page's title.
         """
         style = table.style if isinstance(table, pd.DataFrame) else table
-        style = style if index else style.hide(axis="index")
+        style = style.format_index(_heading, axis="index") if index else style.hide(axis="index")
         style = style.format_index(_heading, axis="columns")
         told = f"{caption} {self.note if note else ''}".strip()
         return style.set_caption(told) if told else style
 
 
 def _heading(name: Any) -> Any:
-    """A column's name in words; what is not text stays."""
+    """The name of a column or row in words; what is not text stays."""
     return HEADINGS.get(name, name.replace("_", " ")) if isinstance(name, str) else name

@@ -126,7 +126,7 @@ def plot_samplers(trials: pd.DataFrame, drew: tuple[str, int] | None = None) -> 
     fast = chosen_solver(trials)
     figures.heading(
         figure,
-        f"{fast['sampler']} in {fast['steps']} steps is {fast['speed-up']:.0f} times as fast as "
+        f"{fast['sampler']} in {fast['steps']} steps is {fast['speed-up']:.2g} times as fast as "
         f"{first['sampler']} in {first['steps']}",
     )
     return figure

@@ -41,6 +41,16 @@ TOO_WIDE = """all => all.map(table => {
     return [table.getBoundingClientRect().width, column.getBoundingClientRect().width,
         (table.caption || table).innerText.slice(0, 60)]
 }).filter(([width, room]) => width > room + 1)"""
+BROKEN = """all => all.flatMap(code => {
+    const found = [], range = document.createRange()
+    const walk = document.createTreeWalker(code, NodeFilter.SHOW_TEXT)
+    for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+        range.selectNodeContents(node)
+        const lines = new Set([...range.getClientRects()].map(box => box.top)).size
+        if (lines > 1 && !node.data.includes(' ')) found.push(node.data)
+    }
+    return found
+})"""
 SPLIT = """all => all.flatMap(cell => {
     const found = [], range = document.createRange()
     const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT)
@@ -155,6 +165,7 @@ def test_page_opens_quietly_and_is_accessible(opened: Any, built: SimpleNamespac
     assert unnamed == []
 
     assert page.eval_on_selector_all(".bd-article table", TOO_WIDE) == []
+    assert page.eval_on_selector_all(".bd-article td code", BROKEN) == [], "a name broken in mid-word"
     page.set_viewport_size(PHONE)
     assert page.eval_on_selector_all(".bd-article table", TOO_WIDE) == [], "on a phone"
     assert page.eval_on_selector_all(".bd-article td", SPLIT) == [], "a p-value in two lines"

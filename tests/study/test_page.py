@@ -70,6 +70,7 @@ def test_headings_are_words_and_the_table_stays(page: Page) -> None:
     for heading in ("peak memory (GiB)", "our own", "given", "7"):
         assert f">{heading}</th>" in shown
     assert "our_own" not in shown
+    assert ">val dice</th>" in page.table(pd.DataFrame({"run": [0.9]}, index=["val_dice"])).to_html()
     assert list(table)[:2] == ["peak_memory_gib", "our_own"]
 
 
