@@ -313,7 +313,8 @@ def polar_picture(
     # few strong scatterers among many weak ones: K-distributed echoes, spotty as muscle is
     sparse_gain = np.sqrt(frame.standard_gamma(0.5, (RANGES, BEAMS), dtype=np.float32) / np.float32(0.5))
     amplitude = 10 ** (level / 20)
-    np.multiply(amplitude, sparse_gain, out=amplitude, where=solid & recording.speckle)
+    if recording.speckle:
+        np.multiply(amplitude, sparse_gain, out=amplitude, where=solid)
     amplitude += 0.7 * specular
     amplitude *= recording.attenuation
     # side lobes and reverberation smear strong echoes over neighbouring beams and ranges

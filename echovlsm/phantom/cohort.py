@@ -91,7 +91,7 @@ def simulate(
     depth, opening = recording.depth, recording.opening
     under_beams = tissue_map(heart, *sample_points(depth, opening, rng, version), context)
     polar = polar_picture(under_beams, recording, rng, hinge_points(heart))
-    x, y = (v * np.float32(depth) for v in picture_grid(opening, size)[:2])
+    x, y = (v * np.float32(depth) for v in picture_grid(opening, size, version)[:2])
     tissue = tissue_map(heart, x, y, context)
     return Phantom(
         image=scan_convert(polar, opening, size, version),

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 VERSIONS: dict[int, str] = {
-    1: "beam, anatomy and looks set by hand, by published ranges and by the look of CAMUS's images",
-    2: "version 1 with the beam of a simulated phased array (SIMUS); tuned on no image and no annotation",
+    1: "set by hand, after published ranges, the look of CAMUS and the mean areas of its structures",
+    2: "version 1 with the beam of a simulated phased array (SIMUS); no further image or mask was used",
 }
 """What each version is, and what it was tuned on."""
 

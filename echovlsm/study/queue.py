@@ -110,6 +110,7 @@ class Study:
         self.cohort = meta["name"]
         self.data_hash = cohort_hash(frames)
         self._triplets: dict[tuple[Any, ...], Triplets] = {}
+        self._phantoms: dict[str, pd.DataFrame] = {}
 
     # -- what cycles learn from -----------------------------------------------------------------------
 
@@ -124,6 +125,8 @@ class Study:
     def phantom(self, kind: str = PHANTOM) -> pd.DataFrame:
         """A phantom cohort, whole or without an ingredient (`WITHOUT`), drawn where it is missing."""
 
+        if kind in self._phantoms:
+            return self._phantoms[kind]
         root, without = self.folder / "cohorts" / kind, (WITHOUT[kind],) if kind in WITHOUT else ()
         with files.only_one(self.folder / "cohorts", wait=600):
             if not root.is_dir():
@@ -131,7 +134,7 @@ class Study:
                 write_phantom_cohort(root, SYNTHETIC_IMAGES // 4, **how, without=without)
         frames = read_cohort(root)
         require_phantom(frames.attrs["meta"], without=without, place=root)
-        return frames
+        return self._phantoms.setdefault(kind, frames)
 
     def diffusion(self, source: Source) -> pd.DataFrame:
         """Images drawn from the perturbed labels of a few patients, by a denoiser that learned from them."""
