@@ -182,9 +182,9 @@ def compare(now: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.DataFra
 def told(compared: pd.DataFrame) -> str:
     """The table of `compare` in words."""
     right, words, other = (compared.loc[kind] for kind in KINDS)
-    text = f"Of answers to sentences about something else {other['outlined']:.0%} outline anything"
+    text = f"To sentences about something else {other['outlined']:.1%} of the answers outline something"
     if changed := "dice_change" in compared:
-        text += f", without negatives in training {other['outlined_before']:.0%}"
+        text += f" ({other['outlined_before']:.1%} without negatives in training)"
     text += f"; Dice is {right['dice']:.3f} under right words, {words['dice']:.3f} under other words."
     if changed:
         text += (

@@ -100,7 +100,7 @@ def test_what_has_changed_is_told_with_its_interval() -> None:
     assert right["dice_low"] < right["dice_change"] < right["dice_high"] <= 0
     assert compared.loc["something else", "outlined_change"] == -1
     told = sentences.told(compared)
-    assert "something else 0% outline anything, without negatives in training 100%" in told
+    assert "0.0% of the answers outline something (100.0% without negatives in training)" in told
     assert "-0.010, 95% interval" in told
     assert "Without negatives" not in sentences.told(sentences.compare(now))
 
