@@ -47,7 +47,7 @@ BROKEN = """all => all.flatMap(code => {
     for (let node = walk.nextNode(); node; node = walk.nextNode()) {
         range.selectNodeContents(node)
         const lines = new Set([...range.getClientRects()].map(box => box.top)).size
-        if (lines > 1 && !node.data.includes(' ')) found.push(node.data)
+        if (lines > 1 && !/[ -]/.test(node.data)) found.push(node.data)
     }
     return found
 })"""
