@@ -104,7 +104,7 @@ def test_without_anatomical_variation_all_patients_have_one_heart(whole: list[Ph
     alike = _frames(without=("anatomy",))
     for phase in ("ED", "ES"):
         shapes = {
-            (f.heart.width, f.heart.wall, f.heart.bend, f.heart.la_width, f.heart.papillary)
+            tuple(np.round((f.heart.width, f.heart.wall, *f.heart.bend, *f.heart.papillary), 6))
             for f in alike
             if f.heart.phase == phase
         }
