@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def _known(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Features | N
 
 
 def _our_step(
-    name: str, encoders: str, precision: str, count: int, setting: Setting, compiled: bool
+    name: str, encoders: str, precision: str, count: int, setting: Setting, compiled: bool = False
 ) -> Callable[[], Tensor]:
     """A step of `fit` on `count` images."""
     from accelerate import Accelerator
@@ -267,32 +268,31 @@ def time_steps(name: str, encoders: str, precision: str, setting: Setting) -> Ro
     """
     peak = matrix_rates(setting)[precision]
     batches = [2] if setting.toy else [2**power for power in range(10)]
+    ways = {"ours": _our_step, "plain": _plain_step, "compiled": partial(_our_step, compiled=True)}
+    if setting.toy and (name, encoders) != ("clipseg", "frozen"):
+        del ways["compiled"]  # tracing takes longer than all else
     rows, first = [], {}
-    for way, count in itertools.product(("ours", "plain", "compiled"), batches):
-        compiled = way == "compiled"
-        if compiled and setting.toy and (name, encoders) != ("clipseg", "frozen"):
-            continue  # tracing takes longer than all else
-        if (compiled and count != batches[min(3, len(batches) - 1)]) or (first.get(way) is False):
-            continue
-        row = {"way": way, "batch": count}
-        try:
-            build = _plain_step if way == "plain" else _our_step
-            step = build(name, encoders, precision, count, setting, *(() if way == "plain" else (compiled,)))
-            value = float(step())
-            first.setdefault(way, value)
-            work = float("nan") if compiled else count_operations(step) / 1e12
-            seconds, memory = setting.seconds(step)
-            row |= {"fits": True, "seconds": seconds, "triplets_a_second": 3 * count / seconds}
-            row |= {"memory_gib": memory, "loss": value, "teraflop": work, "matrix_rate": peak}
-            row |= {"share_of_rate": work / seconds / peak}
-        except torch.cuda.OutOfMemoryError:
-            row |= {"fits": False}
-            first[way] = False
-        rows.append(row)
-        step = None
-        _tidy(compiled)
+    for way, build in ways.items():
+        # each size would be compiled anew
+        for count in batches if way != "compiled" else batches[-1:] if setting.toy else [8]:
+            row, step = {"way": way, "batch": count, "fits": False}, None
+            try:
+                step = build(name, encoders, precision, count, setting)
+                row["loss"] = float(step())
+                work = float("nan") if way == "compiled" else count_operations(step) / 1e12
+                row["seconds"], row["memory_gib"] = setting.seconds(step)
+                row |= {"fits": True, "triplets_a_second": 3 * count / row["seconds"], "teraflop": work}
+                row |= {"matrix_rate": peak, "share_of_rate": work / row["seconds"] / peak}
+            except torch.cuda.OutOfMemoryError:
+                pass
+            rows.append(row)
+            first.setdefault(way, row.get("loss"))
+            step = None
+            _tidy(way == "compiled")
+            if not row["fits"]:
+                break
     exact = precision == "no" and (name == "clipseg" or setting.toy)  # full CRIS drops out at random
-    if exact and first.get("ours") and first.get("plain"):
+    if exact and first["ours"] and first["plain"]:
         assert abs(first["ours"] - first["plain"]) < 1e-3 * abs(first["plain"]), first
     return rows
 

@@ -26,8 +26,9 @@ def fits(size: int, device: torch.device) -> bool:
     return device.type != "cuda" or size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def put(values: Tensor, device: torch.device) -> Tensor:
+def put(values: Tensor, device: torch.device | str) -> Tensor:
     """`values` on `device`; to a GPU from pinned memory, so that the processor does not wait for the copy."""
+    device = torch.device(device)
     if values.device == device:
         return values
     if device.type != "cuda" or values.device.type != "cpu":
