@@ -220,7 +220,8 @@ def ledger_table(ledger: pd.DataFrame) -> Styler:
         {"selector": f"th.col{n}", "props": [("width", f"{_WIDTHS.get(name, rest):.1f}%")]}
         for n, name in enumerate(view)
     ]
-    fits = 'style="table-layout: fixed; width: 100%; font-size: 0.75em"'
+    # on a phone one cell stands below the other (book/_static/echovlsm.css)
+    fits = 'data-ledger="" style="table-layout: fixed; width: 100%; font-size: 0.75em"'
     styled = shown.style.set_table_attributes(fits).set_table_styles(widths)
     return styled.map(
         lambda word: f"border-left: 6px solid {_COLOURS.get(word, '#999999')}", subset=["verdict"]
