@@ -198,15 +198,18 @@ def told_of_verdicts(table: pd.DataFrame) -> str:
     return f"{' and '.join(parts)} of {len(table)} comparisons{single}"
 
 
-def told_of_gain(strategy: str, table: pd.DataFrame) -> str:
-    """What a strategy changes against `real`, in a sentence; `table`: its rows of `grid.gains`."""
-    told = [
-        f"{MODEL_NAMES[row.model]} at {row.prompt} {gain(row)}"
-        for row in table.itertuples()
-        if row.verdict in FINDINGS
-    ]
-    each = f": {', '.join(told)} points" if told else ""
-    return f"`{strategy}` against `real`: {told_of_verdicts(table)}{each}."
+def told_of_gains(table: pd.DataFrame) -> list[str]:
+    """What each strategy changes against `real`, a sentence each; `table`: of `grid.gains`."""
+    told = []
+    for strategy, part in table.groupby("strategy", sort=False) if len(table) else ():
+        found = [
+            f"{MODEL_NAMES[row.model]}{'' if row.model == 'unet' else f' at {row.prompt}'} {gain(row)}"
+            for row in part.itertuples()
+            if row.verdict in FINDINGS
+        ]
+        each = f": {', '.join(found)} points" if found else ""
+        told.append(f"`{strategy}` against `real`: {told_of_verdicts(part)}{each}.")
+    return told
 
 
 def told_of_models(scores: pd.DataFrame) -> str:
