@@ -333,9 +333,7 @@ def _learn(
     optimiser.zero_grad()
     accelerator.backward(value)
     if accelerator.sync_gradients:
-        accelerator.unscale_gradients()
-        fewer_calls = value.device.type == "cpu" or None  # the same; elsewhere PyTorch takes what it has
-        nn.utils.clip_grad_norm_(learning, gradient_clip, foreach=fewer_calls)
+        accelerator.clip_grad_norm_(learning, gradient_clip)
     optimiser.step()
 
 
