@@ -94,8 +94,8 @@ def released(folder):
     return is_released(folder)
 
 
-# Nearly all waits for the cohort, so that its images are drawn on all cores, unless the command line says otherwise.
-DRAWERS = CHANGES.get("threads", max(VALUES["threads"], workflow.cores or 1))
+# Nearly all waits for the cohort, so that two processes draw its images, unless the command line says otherwise.
+DRAWERS = CHANGES.get("threads", max(VALUES["threads"], 2))
 DRAWN = not all(map(released, VALUES["synthetic"].split(",")))
 SDM = {**parameters.notebook_defaults(ROOT / SOURCES["02_synthesis"]), **VALUES}["sdm"]
 

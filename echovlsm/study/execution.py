@@ -72,7 +72,7 @@ def execute(
     if not look:
         reduced = nbformat.read(notebook, as_version=4)
         kept = [cell for cell in reduced.cells if LOOK not in cell.metadata.get("tags", [])]
-        reduced.cells = [nbformat.v4.new_markdown_cell(LEFT_OUT), *kept]
+        reduced.cells = [kept[0], nbformat.v4.new_markdown_cell(LEFT_OUT), *kept[1:]]
         source = partial
         nbformat.write(reduced, source)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from echovlsm import STRUCTURES
 from echovlsm.evaluation.words import false_prompts
@@ -148,7 +149,7 @@ def test_another_variant_is_one_more_line(phantom_frames, monkeypatch):
     assert third.iloc[1] == "Myocardium in the echocardiogram."
     assert false_prompts(phantom_frames, "P1", variant="2")["text"].isin(set(third)).all()
     assert runpy.run_path(parameters.__file__)["CHOICES"]["variant"] == ("random", "0", "1", "2")
-    triplets = Triplets(phantom_frames, prompts, lambda texts: (None, None), 16)
+    triplets = Triplets(phantom_frames, prompts, lambda texts: (torch.arange(len(texts))[:, None],) * 2, 16)
     drawn = {triplets.texts_of(index)[1] for index in range(len(phantom_frames))}
     assert drawn == {f"Myocardium {words}." for words in VARIANTS.values()}
 

@@ -30,7 +30,7 @@ def test_cells_to_look_at_are_left_out_on_request_and_the_notebook_says_so(tmp_p
     nbformat.write(new_notebook(cells=cells, metadata=kernel), source)
     out = execution.execute(source, tmp_path / "out.ipynb", {"number": 2}, look=False, progress=False)
     kept = nbformat.read(out, as_version=4)
-    assert kept.cells[0].source == execution.LEFT_OUT
+    assert execution.LEFT_OUT in [cell.source for cell in kept.cells]
     assert not [cell for cell in kept.cells if "looked" in cell.source]
     assert kept.cells[-1].outputs[0].text == "number 2\n"
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from echovlsm import STRUCTURES
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.evaluation import statistics
 from echovlsm.study import grid
@@ -50,7 +51,7 @@ def _complete(folder: Path, cell: Cell, dice: float, **changes: object) -> None:
             **own,
             "seed": cell.seed,
         }
-        for name in ("x", "y", "z")
+        for name in STRUCTURES.values()
     ]
     run.write_table("scores.parquet", pd.DataFrame(rows))
     history = {"epoch": [1], "train_loss": [1.0], "val_loss": [1.0], "val_dice": [dice], "seconds": [2.0]}
