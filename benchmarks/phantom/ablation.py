@@ -17,7 +17,8 @@ import pandas as pd
 from benchmarks.phantom import put_on_record
 from echovlsm.base import paths
 from echovlsm.phantom import INGREDIENTS
-from echovlsm.study.answers import Records, difference, judge
+from echovlsm.study.answers import Records
+from echovlsm.study.differences import difference, judge
 from echovlsm.study.plan import HELD_OUT, NOTHING, PHANTOM, WITHOUT
 
 PARTS = ("ablation", "budget")
@@ -41,7 +42,7 @@ def ablation(records: Records) -> pd.DataFrame:
     -------
     DataFrame
         `without, patients, dice, whole` (mean Dice without the ingredient and with all of them), and of
-        `answers.judge`: `gain` (without less whole: below zero where the ingredient counts) and the rest.
+        `differences.judge`: `gain` (without less whole: below zero where the ingredient counts) and the rest.
     """
     rows = []
     arms = {name: kind for kind, name in WITHOUT.items()} | {PHANTOM: NOTHING}

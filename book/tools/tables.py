@@ -75,7 +75,7 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
         lines.append(
             f"A small model that learned from real images alone outlines {row['patients']} "
             f"{_scored_on(scores.attrs['record'])} with a mean Dice of {row['mean']:.3f} (95 % interval over "
-            f"patients {row['low']:.3f} to {row['high']:.3f}). {real}"
+            f"patients {row['low']:.3f} to {row['high']:.3f}; one training). {real}"
         )
     folder = root / "data" / "published" / "results"
     if folder.is_dir():

@@ -190,6 +190,6 @@ def told(compared: pd.DataFrame) -> str:
         text += (
             f" Without negatives the two were {right['dice_before']:.3f} and {words['dice_before']:.3f}"
             f" (change under right words {right['dice_change']:+.3f}, 95% interval"
-            f" {right['dice_low']:+.3f} to {right['dice_high']:+.3f})."
+            f" over patients {right['dice_low']:+.3f} to {right['dice_high']:+.3f}; one training each)."
         )
     return text

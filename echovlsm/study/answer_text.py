@@ -70,7 +70,8 @@ def readable(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     pairs = zip(table["low"].map(points), table["high"].map(points), strict=True)
     shown["95 % interval"] = [f"{low} to {high}" for low, high in pairs]
     shown["seeds"] = table["seeds"]
-    shown["p (Holm)"] = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in table["p_holm"]]
+    told = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in table["p_holm"]]
+    shown["p (Holm)"] = np.where(table["seeds"] < 2, "–", told)  # one seed is no finding, whatever its p
     shown["verdict"] = table["verdict"]
     return shown
 

@@ -1,16 +1,13 @@
 """The answers of the study on real hearts, computed from the records of its queue.
 
-A difference is one of runs of equal compute that share model, prompt, patients and seeds. Its interval is of
-a crossed bootstrap: seeds and scored patients are drawn independently. It is a finding where the interval
-leaves out zero, every seed has the same sign, and Holm's correction over the family leaves p at or below
-0.05.
+What a difference is, and when it is a finding, `echovlsm.study.differences` says.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +17,8 @@ import numpy as np
 import pandas as pd
 
 from echovlsm import STRUCTURES
-from echovlsm.evaluation import statistics
+from echovlsm.study.differences import LEVEL, SEED, crossed, difference, interval, judge, weights
 from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, VALIDATION, Recipe, Run, study
-
-LEVEL, RESAMPLES, SEED = 0.95, 5000, 0
 
 
 class AnswerError(ValueError):
@@ -103,82 +98,6 @@ class Records:
             return pd.DataFrame()
         pairs = zip(rows["seed"], rows["name"], strict=True)
         return pd.DataFrame({seed: self.by_patient(name, part, structures) for seed, name in pairs}).T
-
-
-# -- intervals ------------------------------------------------------------------------------------------
-
-
-def _weights(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
-    """How often each of `count` was drawn, as shares, (resamples, count)."""
-    return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
-
-
-def crossed(values: pd.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """Means of crossed bootstrap samples, float (resamples,).
-
-    Parameters
-    ----------
-    values
-        A row a seed, a column a scored patient: either is drawn with replacement, independently of the other.
-    """
-    rng = np.random.default_rng(seed)
-    table = values.to_numpy(dtype=float)
-    rows, columns = (_weights(rng, count, resamples) for count in table.shape)
-    return ((rows @ table) * columns).sum(axis=1)
-
-
-def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def difference(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any] | None:
-    """First minus second on the seeds and patients that both have; None where they share no seed.
-
-    Returns
-    -------
-    dict
-        `gain`, `low`, `high`, `p` (two-sided, of the bootstrap), `seeds`, `seed_low`, `seed_high` and
-        `one_sign`: whether every seed has the same sign.
-    """
-    seeds = first.index.intersection(second.index)
-    if not len(seeds):
-        return None
-    gap = first.loc[seeds] - second.loc[seeds, first.columns]
-    samples = crossed(gap)
-    low, high = interval(samples)
-    beyond = min((samples <= 0).mean(), (samples >= 0).mean())
-    each = gap.mean(axis=1)
-    return {
-        "gain": float(gap.to_numpy().mean()),
-        "low": low,
-        "high": high,
-        "p": min(1.0, 2 * max(float(beyond), 1 / len(samples))),
-        "seeds": len(seeds),
-        "seed_low": float(each.min()),
-        "seed_high": float(each.max()),
-        "one_sign": bool((each > 0).all() or (each < 0).all()),
-    }
-
-
-def judge(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A family of differences with Holm's p-values and verdicts.
-
-    Returns
-    -------
-    DataFrame
-        The rows, `p_holm`, and `verdict`: ``higher`` or ``lower`` for a finding, ``no difference shown``, or
-        ``one seed`` where there are fewer than two.
-    """
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return table
-    table["p_holm"] = statistics.holm(table["p"])
-    clear = ((table["low"] > 0) | (table["high"] < 0)) & table["one_sign"] & (table["p_holm"] <= 1 - LEVEL)
-    words = np.where(table["gain"] > 0, "higher", "lower")
-    table["verdict"] = np.where(table["seeds"] < 2, "one seed", np.where(clear, words, "no difference shown"))
-    return table
 
 
 # -- the annotation budget ------------------------------------------------------------------------------
@@ -262,12 +181,12 @@ def patients_saved(records: Records, resamples: int = 2000) -> pd.DataFrame:
         return pd.DataFrame()
     sizes = np.array(list(plain))
     rng = np.random.default_rng(SEED)
-    scored = _weights(rng, plain[sizes[0]].shape[1], resamples)
+    scored = weights(rng, plain[sizes[0]].shape[1], resamples)
 
     def samples(values: pd.DataFrame) -> np.ndarray:
         """The mean, and then bootstrapped means that share the draw of scored patients."""
         table = values.to_numpy(dtype=float)
-        seeds = _weights(rng, len(table), resamples)
+        seeds = weights(rng, len(table), resamples)
         return np.concatenate([[table.mean()], ((seeds @ table) * scored).sum(axis=1)])
 
     curve = np.stack([samples(values) for values in plain.values()], axis=1)

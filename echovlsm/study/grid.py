@@ -18,7 +18,7 @@ import pandas as pd
 from echovlsm.base import RunFolder, files, paths
 from echovlsm.evaluation import scoring
 from echovlsm.prompts import level_for
-from echovlsm.study.answers import difference, judge
+from echovlsm.study.differences import difference, judge
 from echovlsm.study.parameters import CHOICES
 
 AXES: dict[str, str] = {
@@ -35,6 +35,10 @@ RECORDED_COSTS = "data/results/grid/costs.csv"
 
 NO_WORDS = "no words"
 """What stands for the prompt of the text-blind reference in tables."""
+
+
+UNEQUAL = "unequal steps"
+"""Verdict on a difference of runs that did not take equally many steps."""
 
 
 class GridError(ValueError):
@@ -359,6 +363,32 @@ def gains(
                 own = {column: name, **dict(zip(by, cell, strict=True))}
                 rows.append({**own, "dice": float(arms[name].loc[seeds].to_numpy().mean()), **found})
     return judge(rows)
+
+
+def at_equal_steps(table: pd.DataFrame, histories: pd.DataFrame) -> pd.DataFrame:
+    """`gains` of strategies less `real`, where those of unequal steps are no findings.
+
+    Parameters
+    ----------
+    table
+        Of `gains`, by encoders, model and prompt.
+    histories
+        Of `collect`; the steps of a finetuning are its own and those of the strategy `synthetic`.
+
+    Returns
+    -------
+    DataFrame
+        The table with the verdict ``unequal steps`` where a strategy and `real` did not take equally many.
+    """
+    if table.empty:
+        return table
+    steps = histories.groupby(["encoders", "model", "strategy"])["step"].max().unstack("strategy")
+    if (tuned := "synth-PT:real-FT") in steps:
+        steps[tuned] += steps.get("synthetic", float("nan"))
+    own = [steps.loc[(row.encoders, row.model), row.strategy] for row in table.itertuples()]
+    plain = [steps.loc[(row.encoders, row.model), "real"] for row in table.itertuples()]
+    equal = [one == other for one, other in zip(own, plain, strict=True)]
+    return table.assign(verdict=table["verdict"].where(equal, UNEQUAL))
 
 
 def runs_of(grid: Grid, folder: str | Path, **wanted: Any) -> Sequence[tuple[Cell, RunFolder]]:

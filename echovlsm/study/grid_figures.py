@@ -14,15 +14,14 @@ from echovlsm.base import figures
 from echovlsm.cohort import load_image, load_labels
 from echovlsm.evaluation import to_mask
 from echovlsm.study.answer_text import gain
+from echovlsm.study.differences import FINDINGS
+from echovlsm.study.grid import UNEQUAL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_NAMES: dict[str, str] = {"clipseg": "CLIPSeg", "cris": "CRIS", "unet": "U-Net"}
 _MODEL_MARKS: dict[str, str] = {"clipseg": "o", "cris": "s", "unet": "^"}
-FINDINGS: tuple[str, ...] = ("higher", "lower")
-"""Verdicts that are findings."""
-
 _STRATEGY_NAMES: dict[str, str] = {"synth-PT:real-FT": "PT-FT"}
 
 
@@ -31,20 +30,13 @@ def short(strategy: str) -> str:
     return _STRATEGY_NAMES.get(strategy, strategy)
 
 
-def plot_differences(table: pd.DataFrame, column: str, what: str) -> Figure:
-    """Gains by prompt with their intervals, one panel a model; what is no finding is hollow.
+def plot_differences(table: pd.DataFrame) -> Figure:
+    """Strategies less `real` by prompt with intervals, one panel a model; what is no finding is hollow.
 
-    Parameters
-    ----------
-    table
-        Of `grid.gains`, by model and prompt.
-    column
-        Column that gives each row its colour: ``strategy``.
-    what
-        What is subtracted from what, for the title.
+    `table` is of `grid.gains`, by model and prompt.
     """
     models = list(dict.fromkeys(table["model"]))
-    names = list(dict.fromkeys(table[column]))
+    names = list(dict.fromkeys(table["strategy"]))
     # a panel has the prompts of its model alone and is as wide as they need
     asked = {model: sorted(part["prompt"].unique()) for model, part in table.groupby("model")}
     widths = [len(asked[model]) for model in models]
@@ -54,9 +46,9 @@ def plot_differences(table: pd.DataFrame, column: str, what: str) -> Figure:
     for axis, model in zip(axes[0], models, strict=True):
         axis.axhline(0, color="#333333", linewidth=0.8)
         for row in table[table["model"] == model].itertuples():
-            name = getattr(row, column)
-            place = asked[model].index(row.prompt) + 0.16 * (names.index(name) - (len(names) - 1) / 2)
-            colour = figures.STRATEGY_COLOURS[name]
+            shift = 0.16 * (names.index(row.strategy) - (len(names) - 1) / 2)
+            place = asked[model].index(row.prompt) + shift
+            colour = figures.STRATEGY_COLOURS[row.strategy]
             bars = [[100 * (row.gain - row.low)], [100 * (row.high - row.gain)]]
             fill = colour if row.verdict in FINDINGS else "white"
             style = {"color": colour, "mfc": fill, "fmt": _MODEL_MARKS[model]}
@@ -71,7 +63,7 @@ def plot_differences(table: pd.DataFrame, column: str, what: str) -> Figure:
     ]
     hollow = plt.Line2D([], [], color="#333333", marker="o", mfc="white", linestyle="", label="no finding")
     figure.legend(handles=[*marks, hollow], loc="outside right upper", fontsize=8)
-    figures.heading(figure, f"{what}: {told_of_verdicts(table)}")
+    figures.heading(figure, f"Strategy less real: {told_of_verdicts(table)}")
     return figure
 
 
@@ -194,8 +186,9 @@ def told_of_verdicts(table: pd.DataFrame) -> str:
     """How many of a family's differences are findings, in words."""
     counts = table["verdict"].value_counts()
     parts = [f"{verdict} in {counts.get(verdict, 0)}" for verdict in FINDINGS]
-    single = f", one seed in {counts['one seed']}" if "one seed" in counts else ""
-    return f"{' and '.join(parts)} of {len(table)} comparisons{single}"
+    others = ("one seed", UNEQUAL)
+    rest = "".join(f", {verdict} in {counts[verdict]}" for verdict in others if verdict in counts)
+    return f"{' and '.join(parts)} of {len(table)} comparisons{rest}"
 
 
 def told_of_gains(table: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from echovlsm import STRUCTURES
-from echovlsm.study import answer_figures, answer_text, answers
+from echovlsm.study import answer_figures, answer_text, answers, differences
 from echovlsm.study.plan import (
     ALL,
     HELD_OUT,
@@ -79,9 +79,11 @@ def test_the_crossed_bootstrap_has_the_spread_of_both_draws() -> None:
     rng = np.random.default_rng(0)
     seeds, patients = rng.normal(0, 0.03, (40, 1)), rng.normal(0, 0.05, (1, 60))
     values = pd.DataFrame(seeds + patients)
-    spread = answers.crossed(values, 4000).std()
+    spread = differences.crossed(values, 4000).std()
     assert spread == pytest.approx(math.hypot(seeds.std() / 40**0.5, patients.std() / 60**0.5), rel=0.06)
-    assert answers.crossed(values.iloc[:1], 4000).std() == pytest.approx(patients.std() / 60**0.5, rel=0.06)
+    assert differences.crossed(values.iloc[:1], 4000).std() == pytest.approx(
+        patients.std() / 60**0.5, rel=0.06
+    )
 
 
 def test_a_gain_is_a_finding_only_with_its_interval_and_every_seed(whole: answers.Records) -> None:
@@ -95,15 +97,15 @@ def test_a_gain_is_a_finding_only_with_its_interval_and_every_seed(whole: answer
     assert (gains["p_holm"] >= gains["p"]).all()
     gap = pd.DataFrame(np.full((3, 8), 0.01))
     gap.iloc[2] = -0.0001
-    row = answers.difference(gap, 0 * gap)
+    row = differences.difference(gap, 0 * gap)
     assert not row["one_sign"]
-    assert answers.judge([row])["verdict"].tolist() == ["no difference shown"]
+    assert differences.judge([row])["verdict"].tolist() == ["no difference shown"]
 
 
 def test_differences_are_of_common_seeds(whole: answers.Records) -> None:
     five = whole.matrix(arm="phantom", patients=5, **answers.BUDGET)
-    assert answers.difference(five, five.iloc[:3])["seeds"] == 3
-    assert answers.difference(five.iloc[:2], five.iloc[3:]) is None
+    assert differences.difference(five, five.iloc[:3])["seeds"] == 3
+    assert differences.difference(five.iloc[:2], five.iloc[3:]) is None
 
 
 @pytest.mark.parametrize(

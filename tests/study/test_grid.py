@@ -240,3 +240,20 @@ def test_a_gain_is_a_finding_over_patients_and_seeds_only() -> None:
     none = grid.gains(_scores(0.0, (-1, 1)), names, "real", "strategy", by).iloc[0]
     assert none["verdict"] == "no difference shown"
     assert grid.gains(_scores(0.05, (1,)), ["synthetic"], "real", "strategy", by).empty
+
+
+def test_a_gain_at_unequal_steps_is_no_finding() -> None:
+    """The steps of a pretraining count: those of the strategy `synthetic`."""
+    same = {"encoders": "unfrozen", "model": "cris", "verdict": "higher"}
+    strategies = ("joint", "synth-PT:real-FT", "synthetic")
+    table = pd.DataFrame([{**same, "strategy": name} for name in strategies])
+    steps = {"real": 8, "joint": 8, "synth-PT:real-FT": 4, "synthetic": 4}
+    rows = [{**same, "strategy": name, "step": step} for name, steps in steps.items() for step in (1, steps)]
+    assert grid.at_equal_steps(table, pd.DataFrame(rows))["verdict"].tolist() == [
+        "higher",
+        "higher",
+        grid.UNEQUAL,
+    ]
+    alone = pd.DataFrame(rows)[lambda rows: rows["strategy"] != "synthetic"]
+    found = grid.at_equal_steps(table[:2], alone)["verdict"].tolist()
+    assert found == ["higher", grid.UNEQUAL], "a pretraining that is not there is not taken for none"
