@@ -183,12 +183,11 @@ def told_of_words(effects: pd.DataFrame) -> str:
 
 
 def told_of_verdicts(table: pd.DataFrame) -> str:
-    """How many of a family's differences are findings, in words."""
+    """How often each verdict stands in a family of differences, in words."""
     counts = table["verdict"].value_counts()
-    parts = [f"{verdict} in {counts.get(verdict, 0)}" for verdict in FINDINGS]
-    others = ("one seed", UNEQUAL)
-    rest = "".join(f", {verdict} in {counts[verdict]}" for verdict in others if verdict in counts)
-    return f"{' and '.join(parts)} of {len(table)} comparisons{rest}"
+    verdicts = (*FINDINGS, "no difference shown", "one seed", UNEQUAL)
+    parts = [f"{verdict} in {counts[verdict]}" for verdict in verdicts if verdict in counts]
+    return f"{', '.join(parts)} of {len(table)} comparisons"
 
 
 def told_of_gains(table: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ import yaml
 from echovlsm import STRUCTURES
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.evaluation import statistics
-from echovlsm.study import grid
+from echovlsm.study import grid, grid_figures
 from echovlsm.study.grid import Cell, GridError, read_grid
 from tests.conftest import ROOT
 
@@ -257,3 +257,9 @@ def test_a_gain_at_unequal_steps_is_no_finding() -> None:
     alone = pd.DataFrame(rows)[lambda rows: rows["strategy"] != "synthetic"]
     found = grid.at_equal_steps(table[:2], alone)["verdict"].tolist()
     assert found == ["higher", grid.UNEQUAL], "a pretraining that is not there is not taken for none"
+
+
+def test_verdicts_are_counted_in_words() -> None:
+    verdicts = ["lower", "no difference shown", "lower", grid.UNEQUAL]
+    told = grid_figures.told_of_verdicts(pd.DataFrame({"verdict": verdicts}))
+    assert told == "lower in 2, no difference shown in 1, unequal steps in 1 of 4 comparisons"
