@@ -156,8 +156,8 @@ def plot_doubling(table: pd.DataFrame, rate: float, size: int, chosen: int) -> F
         axes.annotate(
             f"{patients}",
             (last["steps"], last["dice"]),
-            xytext=(6, -3) if arm == NOTHING else (-6, -3),
-            ha="left" if arm == NOTHING else "right",
+            xytext=(6, -3) if arm == NOTHING else (0, 5),
+            ha="left" if arm == NOTHING else "center",
             textcoords="offset points",
             fontsize=9,
         )
@@ -170,5 +170,5 @@ def plot_doubling(table: pd.DataFrame, rate: float, size: int, chosen: int) -> F
     axes.minorticks_off()
     axes.margins(x=0.12)
     axes.set(xlabel="optimiser steps of both cycles", ylabel="Dice, held-out patients")
-    figure.legend(loc="outside right upper", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return figure

@@ -23,6 +23,7 @@ from echovlsm.study.answers import (
     table_gains,
     worth_of_words,
 )
+from echovlsm.study.differences import ONE_SEED, UNEQUAL
 from echovlsm.study.plan import ALL, NOTHING
 
 NAMES: dict[str, str] = {
@@ -71,7 +72,8 @@ def readable(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     shown["95 % interval"] = [f"{low} to {high}" for low, high in pairs]
     shown["seeds"] = table["seeds"]
     told = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in table["p_holm"]]
-    shown["p (Holm)"] = np.where(table["seeds"] < 2, "–", told)  # one seed is no finding, whatever its p
+    untold = table["verdict"].isin([ONE_SEED, UNEQUAL])  # no finding, whatever its p
+    shown["p (Holm)"] = np.where(untold, "–", told)
     shown["verdict"] = table["verdict"]
     return shown
 

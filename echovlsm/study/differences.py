@@ -20,6 +20,9 @@ LEVEL, RESAMPLES, SEED = 0.95, 5000, 0
 FINDINGS: tuple[str, ...] = ("higher", "lower")
 """Verdicts that are findings."""
 
+ONE_SEED, UNEQUAL = "one seed", "unequal steps"
+"""Verdicts on differences that cannot be findings: of a single training, and of unequal compute."""
+
 
 def weights(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
     """How often each of `count` was drawn, as shares, (resamples, count)."""
@@ -90,5 +93,5 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table["p_holm"] = statistics.holm(table["p"])
     clear = ((table["low"] > 0) | (table["high"] < 0)) & table["one_sign"] & (table["p_holm"] <= 1 - LEVEL)
     words = np.where(table["gain"] > 0, "higher", "lower")
-    table["verdict"] = np.where(table["seeds"] < 2, "one seed", np.where(clear, words, "no difference shown"))
+    table["verdict"] = np.where(table["seeds"] < 2, ONE_SEED, np.where(clear, words, "no difference shown"))
     return table

@@ -18,7 +18,7 @@ import pandas as pd
 from echovlsm.base import RunFolder, files, paths
 from echovlsm.evaluation import scoring
 from echovlsm.prompts import level_for
-from echovlsm.study.differences import difference, judge
+from echovlsm.study.differences import UNEQUAL, difference, judge
 from echovlsm.study.parameters import CHOICES
 
 AXES: dict[str, str] = {
@@ -35,10 +35,6 @@ RECORDED_COSTS = "data/results/grid/costs.csv"
 
 NO_WORDS = "no words"
 """What stands for the prompt of the text-blind reference in tables."""
-
-
-UNEQUAL = "unequal steps"
-"""Verdict on a difference of runs that did not take equally many steps."""
 
 
 class GridError(ValueError):

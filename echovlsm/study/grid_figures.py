@@ -14,8 +14,7 @@ from echovlsm.base import figures
 from echovlsm.cohort import load_image, load_labels
 from echovlsm.evaluation import to_mask
 from echovlsm.study.answer_text import gain
-from echovlsm.study.differences import FINDINGS
-from echovlsm.study.grid import UNEQUAL
+from echovlsm.study.differences import FINDINGS, ONE_SEED, UNEQUAL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +184,7 @@ def told_of_words(effects: pd.DataFrame) -> str:
 def told_of_verdicts(table: pd.DataFrame) -> str:
     """How often each verdict stands in a family of differences, in words."""
     counts = table["verdict"].value_counts()
-    verdicts = (*FINDINGS, "no difference shown", "one seed", UNEQUAL)
+    verdicts = (*FINDINGS, "no difference shown", ONE_SEED, UNEQUAL)
     parts = [f"{verdict} in {counts[verdict]}" for verdict in verdicts if verdict in counts]
     return f"{', '.join(parts)} of {len(table)} comparisons"
 

@@ -13,6 +13,7 @@ from echovlsm import STRUCTURES
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.evaluation import statistics
 from echovlsm.study import grid, grid_figures
+from echovlsm.study.differences import UNEQUAL
 from echovlsm.study.grid import Cell, GridError, read_grid
 from tests.conftest import ROOT
 
@@ -252,14 +253,14 @@ def test_a_gain_at_unequal_steps_is_no_finding() -> None:
     assert grid.at_equal_steps(table, pd.DataFrame(rows))["verdict"].tolist() == [
         "higher",
         "higher",
-        grid.UNEQUAL,
+        UNEQUAL,
     ]
     alone = pd.DataFrame(rows)[lambda rows: rows["strategy"] != "synthetic"]
     found = grid.at_equal_steps(table[:2], alone)["verdict"].tolist()
-    assert found == ["higher", grid.UNEQUAL], "a pretraining that is not there is not taken for none"
+    assert found == ["higher", UNEQUAL], "a pretraining that is not there is not taken for none"
 
 
 def test_verdicts_are_counted_in_words() -> None:
-    verdicts = ["lower", "no difference shown", "lower", grid.UNEQUAL]
+    verdicts = ["lower", "no difference shown", "lower", UNEQUAL]
     told = grid_figures.told_of_verdicts(pd.DataFrame({"verdict": verdicts}))
     assert told == "lower in 2, no difference shown in 1, unequal steps in 1 of 4 comparisons"
