@@ -170,5 +170,5 @@ def plot_doubling(table: pd.DataFrame, rate: float, size: int, chosen: int) -> F
     axes.minorticks_off()
     axes.margins(x=0.12)
     axes.set(xlabel="optimiser steps of both cycles", ylabel="Dice, held-out patients")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(loc="outside right center", fontsize=9)
     return figure

@@ -274,7 +274,7 @@ def plot_schedule(table: pd.DataFrame) -> Figure:
         plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in CHAPTER_COLOURS.items()
     ]
     marks.append(plt.Rectangle((0, 0), 1, 1, color="#999999", label="others"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8)
+    figure.legend(handles=marks, loc="outside right center", fontsize=8)
     figures.heading(
         figure, f"{len(table)} notebooks in {whole:.0f} minutes: {busy:.0%} of the jobs' time is work"
     )

@@ -105,7 +105,8 @@ def schedule(folder: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         One row a notebook, in order of time: `notebook` (name), `run` (name of its folder), `start` and `end`
-        in minutes since the first start of the last unbroken stretch of work (no gap above `PAUSE` minutes).
+        in minutes since the first start of the longest stretch of work without a gap above `PAUSE` minutes:
+        a notebook that was executed again later is not on it.
     """
     rows = []
     for path in sorted(paths.resolve(folder).rglob("*.ipynb")):
@@ -119,6 +120,7 @@ def schedule(folder: str | Path) -> pd.DataFrame:
     minutes = {key: (table[key] - table["start"].min()).dt.total_seconds() / 60 for key in ("start", "end")}
     table = table.assign(**minutes)
     idle = table["start"] - table["end"].cummax().shift(fill_value=0)
-    table = table[(idle > PAUSE).cumsum() == (idle > PAUSE).sum()].reset_index(drop=True)
+    stretch = (idle > PAUSE).cumsum()
+    table = table[stretch == stretch.mode().iloc[-1]].reset_index(drop=True)
     first = table["start"].min()
     return table.assign(start=table["start"] - first, end=table["end"] - first)

@@ -54,13 +54,14 @@ def test_no_cell_rests_on_one_that_only_shows_something(name: str) -> None:
     assert not only_there & set().union(*(names(source, ast.Load) for source in stay))
 
 
-def test_the_schedule_is_that_of_the_last_stretch_of_work(tmp_path: Path) -> None:
+def test_the_schedule_is_that_of_the_longest_stretch_of_work(tmp_path: Path) -> None:
     day = "2026-01-02T10:{}:00.000000"
     _executed(tmp_path / "a" / "01_cohort.ipynb", day.format("00"), day.format("01"))  # another occasion
     _executed(tmp_path / "a" / "02_synthesis.ipynb", day.format("10"), day.format("13"))
     _executed(tmp_path / "b" / "04_training.ipynb", day.format("11"), day.format("12"))
     _executed(tmp_path / "b" / "05_evaluation.ipynb", day.format("14"), day.format("15"))
     _executed(tmp_path / "b" / "06_results.failed.ipynb", day.format("15"), day.format("16"))
+    _executed(tmp_path / "c" / "05_evaluation.ipynb", day.format("30"), day.format("31"))  # and another
     table = execution.schedule(tmp_path)
     assert table["notebook"].tolist() == ["02_synthesis", "04_training", "05_evaluation"]
     assert table["run"].tolist() == ["a", "b", "b"]
