@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from echovlsm.base import files, provenance
 from echovlsm.training.checkpoints import Checkpoints
+from echovlsm.training.devices import without_denormals
 from echovlsm.training.features import Features, encode, encode_prompts
 from echovlsm.training.triplets import Batches, Triplets, whole_batch
 
@@ -87,6 +88,7 @@ def _check_schedule(schedule: str, plateau_factor: float, plateau_patience: int,
         )
 
 
+@without_denormals()
 def fit(
     model: nn.Module,
     triplets: Triplets,
@@ -368,6 +370,7 @@ def _dice(found: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(one + other > 0, 2 * both / (one + other), 1.0)
 
 
+@without_denormals()
 def predict(
     model: nn.Module,
     triplets: Triplets,
