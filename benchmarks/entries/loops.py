@@ -16,7 +16,7 @@ from benchmarks import plain, setups
 from benchmarks.entries.training import CLIP, gradients
 from benchmarks.measure import Pair, Rate, Side, time_call
 from benchmarks.setups import Settings
-from echovlsm.training import features
+from echovlsm.training import devices, features
 from echovlsm.training import loop as training
 from echovlsm.training.triplets import Batches, Triplets, whole_batch
 
@@ -35,6 +35,7 @@ def _ours(model: nn.Module, part: Triplets, size: int) -> Callable[[], float]:
     batches = DataLoader(part, batch_sampler=Batches(len(part), size, 0), collate_fn=whole_batch)
     model.to(memory_format=torch.channels_last)
 
+    @devices.without_denormals()
     def epoch() -> float:
         return training._train_epoch(
             accelerator, model, model, batches, optimiser, loss, CLIP, bar, None, known

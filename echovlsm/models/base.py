@@ -214,7 +214,7 @@ class VisionLanguageModel(nn.Module):
         if features is not None:
             return self.decode(*features).unflatten(0, input_ids.shape[:-1])
         if input_ids.shape[0] != pixel_values.shape[0]:
-            raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} pictures")
+            raise ModelError(f"input_ids: {input_ids.shape[0]} rows for {pixel_values.shape[0]} images")
         activations = self.encode_image(pixel_values)
         words = self.read(input_ids, attention_mask, repeats)
         return self.decode(activations, words).unflatten(0, input_ids.shape[:-1])

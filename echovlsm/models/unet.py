@@ -189,7 +189,7 @@ class ReferenceUNet(nn.Module):
         self._check_size(*pixel_values.shape[-2:], "pixel_values")
         if input_ids is not None and (input_ids.ndim != 3 or input_ids.shape[1] != len(STRUCTURES)):
             raise ModelError(
-                f"input_ids: shape {tuple(input_ids.shape)}; the text-blind reference needs (pictures, "
+                f"input_ids: shape {tuple(input_ids.shape)}; the text-blind reference needs (images, "
                 f"{len(STRUCTURES)}, tokens), one prompt a structure in the order of echovlsm.STRUCTURES"
             )
         grey = pixel_values.mean(dim=1, keepdim=True).contiguous(memory_format=torch.channels_last)
@@ -216,17 +216,15 @@ class ReferenceUNet(nn.Module):
         ModelError
             The images are not uint8 (N, H, W).
         """
-        pictures = torch.as_tensor(images)
-        if pictures.ndim != 3 or pictures.dtype != torch.uint8:
-            raise ModelError(
-                f"images: uint8 (N, H, W) expected, not {pictures.dtype} {tuple(pictures.shape)}"
-            )
-        side, native = (self.image_size, self.image_size), tuple(pictures.shape[-2:])
+        grey = torch.as_tensor(images)
+        if grey.ndim != 3 or grey.dtype != torch.uint8:
+            raise ModelError(f"images: uint8 (N, H, W) expected, not {grey.dtype} {tuple(grey.shape)}")
+        side, native = (self.image_size, self.image_size), tuple(grey.shape[-2:])
         values = torch.tensor(list(STRUCTURES), dtype=torch.uint8)
         training = self.training
         self.eval()
         found = []
-        for batch in pictures.split(batch_size):
+        for batch in grey.split(batch_size):
             if native != side:
                 small = functional.interpolate(
                     batch[:, None].float(), size=side, mode="bilinear", antialias=True, align_corners=False
@@ -238,7 +236,7 @@ class ReferenceUNet(nn.Module):
             best, where = logits.max(dim=1)
             found.append(torch.where(best > 0, values[where], 0))
         self.train(training)
-        return torch.cat(found).numpy() if found else np.zeros(pictures.shape, np.uint8)
+        return torch.cat(found).numpy() if found else np.zeros(grey.shape, np.uint8)
 
     def _check_size(self, height: int, width: int, what: str) -> None:
         step = 2 ** (len(self.channels) - 1)

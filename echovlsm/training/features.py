@@ -34,30 +34,30 @@ class Features:
 
     Parameters
     ----------
-    pictures
+    images
         Arrays with one row an image: what the model's ``encode_image`` gives.
     prompts
         Arrays with one row a distinct prompt: what its ``text_features`` gives.
     """
 
-    def __init__(self, pictures: list[np.ndarray], prompts: list[np.ndarray]) -> None:
-        self.pictures, self.prompts = pictures, [torch.from_numpy(np.array(array)) for array in prompts]
+    def __init__(self, images: list[np.ndarray], prompts: list[np.ndarray]) -> None:
+        self.images, self.prompts = images, [torch.from_numpy(np.array(array)) for array in prompts]
 
     def to(self, device: torch.device) -> Features:
         """The same on a GPU; itself on a processor, or where they do not fit."""
-        size = sum(values.nbytes for values in (*self.pictures, *self.prompts))
+        size = sum(values.nbytes for values in (*self.images, *self.prompts))
         if device.type == "cpu" or not devices.fits(size, device):
             return self
         moved = copy.copy(self)
-        moved.pictures = [_on(device, array) for array in self.pictures]
+        moved.images = [_on(device, array) for array in self.images]
         moved.prompts = [values.to(device) for values in self.prompts]
         return moved
 
     def of(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Features of the images (B, ...) and of their prompts (B S, ...), on the batch's device."""
         text = batch["text"].reshape(-1)
-        pictures = tuple(_rows(values, batch["index"]) for values in self.pictures)
-        return pictures, tuple(_rows(values, text) for values in self.prompts)
+        images = tuple(_rows(values, batch["index"]) for values in self.images)
+        return images, tuple(_rows(values, text) for values in self.prompts)
 
 
 def _on(device: torch.device, array: np.ndarray) -> Tensor:
@@ -93,8 +93,8 @@ class Read(Features):
 
     def of(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """As of `Features`."""
-        pictures = self.model.encode_image(self.model.normalise(batch["image"]))
-        return tuple(pictures), super().of(batch)[1]
+        images = self.model.encode_image(self.model.normalise(batch["image"]))
+        return tuple(images), super().of(batch)[1]
 
 
 def encode_prompts(model: nn.Module, triplets: Triplets) -> Features | None:
@@ -149,7 +149,7 @@ def encode(
 def _encode(model: nn.Module, triplets: Triplets, precision: str) -> Features | None:
     device = model.image_mean.device
 
-    def pictures_of(rows: slice) -> list[Tensor]:
+    def images_of(rows: slice) -> list[Tensor]:
         pixels = model.normalise(triplets.images[rows].to(device))
         return [value.float() for value in model.encode_image(pixels)]
 
@@ -161,7 +161,7 @@ def _encode(model: nn.Module, triplets: Triplets, precision: str) -> Features | 
     known = (*_weights_key(model), torch.__version__, precision)
     ids, mask = triplets.input_ids.numpy(), triplets.attention_mask.numpy()
     parts = (
-        ("pictures", pictures_of, len(triplets.images), (triplets.images.numpy(),)),
+        ("pictures", images_of, len(triplets.images), (triplets.images.numpy(),)),
         ("prompts", prompts_of, len(triplets.input_ids), (ids, mask)),
     )
     found = []

@@ -165,7 +165,7 @@ def strategy_triplets(
         raise StrategyError(f"strategy: {strategy!r} is not known; choose one of {', '.join(STRATEGIES)}")
     if strategy == "synthetic" and synthetic_level(level, sources) != level:
         raise StrategyError(
-            f"prompt: a synthetic cohort has no {level}: its pictures have no quality; take P6 (P5 + shape)"
+            f"prompt: a synthetic cohort has no {level}: its images have no quality; take P6 (P5 + shape)"
         )
     if getattr(model, "name", "") in REFERENCES:
         options.pop("negatives", None)

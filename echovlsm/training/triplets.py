@@ -80,7 +80,7 @@ class Triplets(Dataset):
         structures: Mapping[int, str] = STRUCTURES,
     ) -> None:
         if frames.empty:
-            raise ValueError("frames: no pictures; check the cohort and the split")
+            raise ValueError("frames: no images; check the cohort and the split")
         levels = prompts["level"].unique()
         if len(levels) != 1:
             raise ValueError(f"prompts: one level expected, found {', '.join(map(str, levels))}; select one")
@@ -101,7 +101,7 @@ class Triplets(Dataset):
             variants = [known[str(self.variant)]]
         table = prompts.set_index(["patient", "view", "phase", "structure", "variant"])["text"]
         if not table.index.is_unique:
-            raise ValueError("prompts: two rows for one picture, structure and variant")
+            raise ValueError("prompts: two rows for one image, structure and variant")
         wanted = [
             (row.patient, row.view, row.phase, structure, variant)
             for row in self.frames.itertuples()
@@ -126,7 +126,7 @@ class Triplets(Dataset):
             images = np.empty((count, size, size), dtype=np.uint8)
             labels = np.empty((count, size, size), dtype=np.uint8)
             rows = self.frames.itertuples()
-            for index, row in enumerate(tqdm(rows, total=count, desc="pictures", disable=not progress)):
+            for index, row in enumerate(tqdm(rows, total=count, desc="images", disable=not progress)):
                 images[index] = resize_image(load_image(row), size).numpy()
                 labels[index] = resize_labels(load_labels(row), size).numpy()
             return {"images": images, "labels": labels}

@@ -64,14 +64,14 @@ def _make(kind: str) -> nn.Module:
 
 def _inputs(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.randn(2, 3, model.image_size, model.image_size, generator=generator)
+    images = torch.randn(2, 3, model.image_size, model.image_size, generator=generator)
     if model.name == "clipseg":
         tokens, mask = model.tokenize(["Myocardium of the heart.", "Left atrium cavity of the heart."])
     else:
         tokens = torch.randint(1, 100, (2, 6), generator=generator)
         tokens[:, -1] = 127  # end of text
         mask = torch.ones_like(tokens)
-    return pictures, tokens.repeat(2, 1, 1), mask.repeat(2, 1, 1)
+    return images, tokens.repeat(2, 1, 1), mask.repeat(2, 1, 1)
 
 
 def _steps(model: nn.Module, count: int = 2) -> None:
@@ -165,7 +165,7 @@ def test_merged_weights_are_ordinary_weights(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_statistics_stay(kind: str) -> None:
-    """Batch normalisation in a frozen encoder must not follow the training pictures."""
+    """Batch normalisation in a frozen encoder must not follow the training images."""
     model = add_lora(_make(kind))
     before = {name: value.clone() for name, value in encoders_of(model).named_buffers()}
     _steps(model)
@@ -195,7 +195,7 @@ def test_dropout_of_adapters_changes_what_encoders_give_in_training_only(kind: s
         for name, value in model.named_parameters():
             if ".lora_B." in name:  # zero at first, so that nothing of A is seen
                 value.fill_(0.1)
-    pictures, tokens, mask = _inputs(model)
+    images, tokens, mask = _inputs(model)
 
     def sentences(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -206,7 +206,7 @@ def test_dropout_of_adapters_changes_what_encoders_give_in_training_only(kind: s
     assert torch.equal(sentences(1), sentences(1))
     model.eval()
     assert torch.equal(sentences(1), sentences(2))
-    assert torch.equal(*(model.encode_image(pictures)[-1] for _ in range(2)))
+    assert torch.equal(*(model.encode_image(images)[-1] for _ in range(2)))
 
 
 def test_fit_trains_adapters_and_its_best_weights_can_be_merged(

@@ -48,7 +48,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -152,7 +152,7 @@ def test_the_full_configuration_has_the_papers_size() -> None:
 # -- padding --------------------------------------------------------------------------------------------
 
 
-def test_the_two_paddings_differ_exactly_where_there_is_padding(tokenizer, pictures) -> None:
+def test_the_two_paddings_differ_exactly_where_there_is_padding(tokenizer, images) -> None:
     ours = make(tokenizer).eval()
     theirs = make(tokenizer, padding="authors").eval()
     theirs.load_state_dict(ours.state_dict())
@@ -160,11 +160,11 @@ def test_the_two_paddings_differ_exactly_where_there_is_padding(tokenizer, pictu
     padded = torch.nn.functional.pad(ids, (0, 20), value=tokenizer.pad_token_id)
     attention = torch.nn.functional.pad(mask, (0, 20))
     with torch.no_grad():
-        bare = ours(pictures[:1], ids, mask)
-        torch.testing.assert_close(theirs(pictures[:1], ids, mask), bare)
-        torch.testing.assert_close(ours(pictures[:1], padded, attention), bare, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(ours(pictures[:1], padded), bare, atol=1e-5, rtol=1e-4)
-        assert not torch.allclose(theirs(pictures[:1], padded, attention), bare, atol=1e-3)
+        bare = ours(images[:1], ids, mask)
+        torch.testing.assert_close(theirs(images[:1], ids, mask), bare)
+        torch.testing.assert_close(ours(images[:1], padded, attention), bare, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours(images[:1], padded), bare, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(theirs(images[:1], padded, attention), bare, atol=1e-3)
 
 
 def test_the_authors_padding_masks_nothing_of_a_clip_prompt(tokenizer) -> None:
@@ -180,29 +180,29 @@ def test_the_authors_padding_masks_nothing_of_a_clip_prompt(tokenizer) -> None:
     assert torch.equal(make(tokenizer).padding_of(ids), mask == 0)
 
 
-# -- one picture, several prompts -----------------------------------------------------------------------
+# -- one image, several prompts -----------------------------------------------------------------------
 
 
-def test_grouped_prompts_equal_single_calls_and_are_encoded_once(tokenizer, pictures, monkeypatch) -> None:
+def test_grouped_prompts_equal_single_calls_and_are_encoded_once(tokenizer, images, monkeypatch) -> None:
     model = make(tokenizer).eval()
     ids, mask = model.tokenize(PROMPTS)
     order = torch.tensor([[0, 1, 2], [2, 0, 0], [1, 1, 2]])
     with torch.no_grad():
-        single = [model(pictures, ids[order[:, s]], mask[order[:, s]]) for s in range(3)]
+        single = [model(images, ids[order[:, s]], mask[order[:, s]]) for s in range(3)]
         seen: dict[str, int] = {}
         for name in ("encode_image", "encode_text"):
             method = getattr(model.backbone, name)
             monkeypatch.setattr(
                 model.backbone, name, lambda x, m=method, n=name: seen.update({n: len(x)}) or m(x)
             )
-        grouped = model(pictures, ids[order], mask[order])
+        grouped = model(images, ids[order], mask[order])
     assert seen == {"encode_image": 3, "encode_text": 3}
     assert grouped.shape == (3, 3, 64, 64)
     torch.testing.assert_close(grouped, torch.stack(single, dim=1), atol=1e-5, rtol=1e-4)
     assert grouped[0].std(dim=0).max() > 1e-3  # the prompt matters
 
 
-def test_a_wider_picture_than_clips_is_fine(tokenizer) -> None:
+def test_a_wider_image_than_clips_is_fine(tokenizer) -> None:
     model = make(tokenizer).eval()
     ids, mask = model.tokenize(PROMPTS[:1])
     with torch.no_grad():
@@ -213,28 +213,28 @@ def test_a_wider_picture_than_clips_is_fine(tokenizer) -> None:
 # -- what learns ----------------------------------------------------------------------------------------
 
 
-def _step(model: CRIS, pictures: torch.Tensor) -> set[str]:
+def _step(model: CRIS, images: torch.Tensor) -> set[str]:
     """Names of the parameters that the loss reaches, after one step in training mode."""
     ids, mask = model.tokenize(PROMPTS)
     model.train()
-    model(pictures, ids, mask).square().mean().backward()
+    model(images, ids, mask).square().mean().backward()
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
 
-def test_unfrozen_the_loss_reaches_exactly_what_is_declared(tokenizer, pictures) -> None:
+def test_unfrozen_the_loss_reaches_exactly_what_is_declared(tokenizer, images) -> None:
     model = make(tokenizer)
     declared = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    reached = _step(model, pictures)
+    reached = _step(model, images)
     # A key bias shifts all scores of a query alike, which softmax ignores: its gradient is rounding.
     key_bias = {"backbone.visual.attnpool.k_proj.bias"}
     assert declared - key_bias == reached - key_bias
     assert {name for name, _ in model.named_parameters()} - declared == {"backbone.logit_scale"}
 
 
-def test_frozen_encoders_get_no_gradient_and_keep_their_statistics(tokenizer, pictures) -> None:
+def test_frozen_encoders_get_no_gradient_and_keep_their_statistics(tokenizer, images) -> None:
     model = make(tokenizer, "frozen")
     before = copy.deepcopy(model.state_dict())
-    reached = _step(model, pictures)
+    reached = _step(model, images)
     declared = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert declared == reached
     assert {name.split(".")[0] for name in declared} == {"neck", "decoder", "proj"}
@@ -243,14 +243,14 @@ def test_frozen_encoders_get_no_gradient_and_keep_their_statistics(tokenizer, pi
     assert not any(name.startswith("backbone.") for name in changed)
 
 
-def test_unfrozen_encoders_follow_the_batch(tokenizer, pictures) -> None:
+def test_unfrozen_encoders_follow_the_batch(tokenizer, images) -> None:
     model = make(tokenizer)
     before = model.backbone.visual.bn1.running_mean.clone()
-    _step(model, pictures)
+    _step(model, images)
     assert not torch.equal(model.backbone.visual.bn1.running_mean, before)
 
 
-def test_one_sentence_in_a_batch_is_not_hidden_from_the_neck(tokenizer, pictures) -> None:
+def test_one_sentence_in_a_batch_is_not_hidden_from_the_neck(tokenizer, images) -> None:
     """Level P0: batch statistics of one sentence would turn any sentence into the same constant."""
     model = make(tokenizer).train()
     norm = model.neck.txt_proj[1]
@@ -265,10 +265,10 @@ def test_one_sentence_in_a_batch_is_not_hidden_from_the_neck(tokenizer, pictures
     assert norm.num_batches_tracked == 1
 
 
-def test_one_picture_with_one_prompt_is_a_training_step(tokenizer, pictures) -> None:
+def test_one_image_with_one_prompt_is_a_training_step(tokenizer, images) -> None:
     model = make(tokenizer).train()
     ids, mask = model.tokenize(PROMPTS[:1])
-    model(pictures[:1], ids, mask).mean().backward()
+    model(images[:1], ids, mask).mean().backward()
     assert model.proj.txt.weight.grad.isfinite().all()
 
 
@@ -296,7 +296,7 @@ def test_it_trains_like_any_model_of_the_study(tokenizer, phantom_frames, tmp_pa
 # -- loading and saving ---------------------------------------------------------------------------------
 
 
-def test_a_saved_folder_is_bit_equal_and_has_the_originals_names(tokenizer, pictures, tmp_path) -> None:
+def test_a_saved_folder_is_bit_equal_and_has_the_originals_names(tokenizer, images, tmp_path) -> None:
     model = make(tokenizer).eval()
     model.neck.aggr[1].running_mean.fill_(0.5)
     model.save_pretrained(tmp_path / "saved")
@@ -308,7 +308,7 @@ def test_a_saved_folder_is_bit_equal_and_has_the_originals_names(tokenizer, pict
     assert (again.config, again.image_size, again.encoders) == (model.config, 64, "frozen")
     ids, mask = again.tokenize(PROMPTS)
     with torch.no_grad():
-        assert torch.equal(model(pictures, ids, mask), again(pictures, ids, mask))
+        assert torch.equal(model(images, ids, mask), again(images, ids, mask))
 
 
 def test_a_folders_preprocessor_is_obeyed(tokenizer, tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_a_fresh_start_takes_clips_weights(ending: str, tmp_path: Path) -> None:
     assert (places[3:5] > 0.3).all()
 
 
-def test_positions_are_resized_to_the_picture_as_it_comes(tmp_path: Path) -> None:
+def test_positions_are_resized_to_the_image_as_it_comes(tmp_path: Path) -> None:
     """At the resolution of CLIP the embedding is kept whole and resized in the forward pass."""
     file = tmp_path / "RN50.safetensors"
     save_file(clip_tensors(grid=7), file)
@@ -466,19 +466,19 @@ def test_files_that_hold_code_are_not_opened(tmp_path: Path) -> None:
         CRIS.from_clip(tmp_path / "RN50.pt", SMALL)
 
 
-def test_bad_inputs_name_the_remedy(tokenizer, pictures) -> None:
+def test_bad_inputs_name_the_remedy(tokenizer, images) -> None:
     model = make(tokenizer)
     ids, mask = model.tokenize(PROMPTS)
     with pytest.raises(ModelError, match="multiples of 32"):
-        model(pictures[:, :, :40], ids, mask)
-    with pytest.raises(ModelError, match="3 rows for 2 pictures"):
-        model(pictures[:2], ids, mask)
+        model(images[:, :, :40], ids, mask)
+    with pytest.raises(ModelError, match="3 rows for 2 images"):
+        model(images[:2], ids, mask)
     with pytest.raises(ModelError, match="longer than 70 tokens"):
         model.tokenize(["heart " * 90])
     with pytest.raises(ModelError, match="longer than 70 tokens"):
         make(tokenizer, padding="authors").tokenize(["short", "heart " * 90])
     with pytest.raises(ModelError, match="word_len is 70"):
-        model(pictures, ids[:, :1].expand(-1, 71))
+        model(images, ids[:, :1].expand(-1, 71))
     with pytest.raises(ModelError, match="pass tokenizer="):
         make().tokenize(PROMPTS)
 

@@ -38,7 +38,7 @@ def test_captions_name_things_that_are_there_and_sometimes_not() -> None:
 
 
 def test_a_bright_thing_is_where_its_mask_says() -> None:
-    """On dark grounds, what a caption calls white is brighter than the rest of the picture."""
+    """On dark grounds, what a caption calls white is brighter than the rest of the image."""
     brighter = []
     for index in range(400):
         scene = draw_scene((1, index))

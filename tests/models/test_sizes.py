@@ -20,7 +20,7 @@ POSITIONS = {
 ROWS = {"clipseg": 1 + 16 * 16, "cris": 1 + 4 * 4}
 
 
-def pictures(side: int) -> torch.Tensor:
+def images(side: int) -> torch.Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -34,7 +34,7 @@ def test_outputs_at_the_new_size_are_those_of_interpolation_in_the_forward_pass(
     assert len(other.state_dict()[POSITIONS[name]]) == ROWS[name]
     tokens, mask = own.tokenize(PROMPTS)
     with torch.no_grad():
-        expected, found = (model(pictures(128), tokens, mask) for model in (own, other))
+        expected, found = (model(images(128), tokens, mask) for model in (own, other))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -48,7 +48,7 @@ def test_the_saved_folder_comes_back_at_that_size(name: str, tmp_path: Path) -> 
     assert again.image_size == 128
     tokens, mask = model.tokenize(PROMPTS)
     with torch.no_grad():
-        assert torch.equal(again(pictures(128), tokens, mask), model(pictures(128), tokens, mask))
+        assert torch.equal(again(images(128), tokens, mask), model(images(128), tokens, mask))
 
 
 @pytest.mark.parametrize("encoders", ENCODERS)
@@ -56,7 +56,7 @@ def test_the_saved_folder_comes_back_at_that_size(name: str, tmp_path: Path) -> 
 def test_new_positions_learn_if_the_encoders_do(name: str, encoders: str) -> None:
     model = models.load(name, PLACES[name], encoders, image_size=64).train()
     tokens, mask = model.tokenize(PROMPTS)
-    model(pictures(64), tokens, mask).square().mean().backward()
+    model(images(64), tokens, mask).square().mean().backward()
     gradient = model.get_parameter(POSITIONS[name]).grad
     assert (gradient is not None and bool(gradient.any())) == (encoders == "unfrozen")
 

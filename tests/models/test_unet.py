@@ -21,13 +21,13 @@ SMALL = (8, 16, 32)
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randint(0, 256, (4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def _tokens(pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(images: int) -> tuple[torch.Tensor, torch.Tensor]:
     tokens, mask = ReferenceUNet.fresh(32, SMALL).tokenize(["a", "b", "c"])
-    return tokens.expand(pictures, 3, -1), mask.expand(pictures, 3, -1)
+    return tokens.expand(images, 3, -1), mask.expand(images, 3, -1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def trained(
     return model, history
 
 
-def test_it_learns_the_pictures_it_is_shown(trained: tuple[ReferenceUNet, pd.DataFrame]) -> None:
+def test_it_learns_the_images_it_is_shown(trained: tuple[ReferenceUNet, pd.DataFrame]) -> None:
     history = trained[1]
     assert history["val_dice"].iloc[0] < 0.4
     assert history["val_dice"].max() > 0.75
@@ -108,23 +108,23 @@ def test_labels_of_phantoms_come_back_at_their_own_size(
     assert np.mean(overlaps) > 0.6
 
 
-def test_segment_keeps_the_mode_and_takes_no_pictures(pictures: torch.Tensor) -> None:
+def test_segment_keeps_the_mode_and_takes_no_images(images: torch.Tensor) -> None:
     model = ReferenceUNet.fresh(32, SMALL).train()
-    model.segment(pictures)
+    model.segment(images)
     assert model.training
-    assert model.segment(pictures[:0]).shape == (0, 32, 32)
+    assert model.segment(images[:0]).shape == (0, 32, 32)
     with pytest.raises(ModelError, match="uint8"):
-        model.segment(pictures.float())
+        model.segment(images.float())
 
 
-def test_folder_holds_the_model(pictures: torch.Tensor, tmp_path: Path) -> None:
+def test_folder_holds_the_model(images: torch.Tensor, tmp_path: Path) -> None:
     model = ReferenceUNet.fresh(32, SMALL, seed=5).train()
-    model(model.normalise(pictures), *_tokens(4))  # moves the running statistics of the batch norm
+    model(model.normalise(images), *_tokens(4))  # moves the running statistics of the batch norm
     model.save_pretrained(tmp_path / "unet")
     again = ReferenceUNet.from_pretrained(tmp_path / "unet")
     assert (again.image_size, again.channels) == (32, SMALL)
     with torch.no_grad():
-        one, two = (m.eval()(m.normalise(pictures), *_tokens(4)) for m in (model, again))
+        one, two = (m.eval()(m.normalise(images), *_tokens(4)) for m in (model, again))
     assert torch.equal(one, two)
     assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == ["config.json", "model.safetensors"]
 
@@ -141,10 +141,10 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_one_prompt_is_refused(pictures: torch.Tensor) -> None:
+def test_one_prompt_is_refused(images: torch.Tensor) -> None:
     model = ReferenceUNet.fresh(32, SMALL)
     with pytest.raises(ModelError, match="one prompt a structure"):
-        model(model.normalise(pictures), *model.tokenize(["a"] * 4))
+        model(model.normalise(images), *model.tokenize(["a"] * 4))
 
 
 def test_sizes_that_cannot_be_halved_are_refused() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from echovlsm import models
 from echovlsm.models import ReferenceUNet
-from echovlsm.training import loop
+from echovlsm.training import devices, loop
 from echovlsm.training.features import Features, Read
 from echovlsm.training.triplets import Triplets, make_triplets
 from tests.conftest import WEIGHTS
@@ -125,6 +125,18 @@ def test_texts_of_the_same_tokens_are_one_prompt(phantom_frames: pd.DataFrame) -
     batch = triplets(model, phantom_frames).__getitems__([0, 1])
     assert batch["distinct"].tolist() == [0]
     assert batch["where"].tolist() == [0] * 6
+
+
+def test_numbers_too_small_to_matter_are_zero_in_training_and_nowhere_else(
+    phantom_frames: pd.DataFrame,
+) -> None:
+    least = torch.tensor(1e-38)
+    with devices.without_denormals():
+        assert least * 0.01 == 0
+    model = models.load("unet", "", image_size=32)
+    triplets = make_triplets(phantom_frames[:2], "P1", model)
+    loop.predict(model, triplets)
+    assert least * 0.01 > 0
 
 
 def test_dice_is_monais() -> None:

@@ -1,4 +1,4 @@
-"""Frozen encoders encode once: the same numbers, and never those of other weights or pictures."""
+"""Frozen encoders encode once: the same numbers, and never those of other weights or images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_frozen_training_is_the_same_from_features(
     encode_image = type(model).encode_image
 
     def once(self, pixels):
-        assert len(pixels) == 1, "encoded again"  # one picture tells how large the features are
+        assert len(pixels) == 1, "encoded again"  # one image tells how large the features are
         return encode_image(self, pixels)
 
     monkeypatch.setattr(type(model), "encode_image", once)
@@ -81,7 +81,7 @@ def test_loss_and_gradients_are_the_same_from_features(
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_other_weights_pictures_or_sizes_are_encoded_anew(
+def test_other_weights_images_or_sizes_are_encoded_anew(
     name: str, phantom_frames: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = _load(name)
@@ -96,7 +96,7 @@ def test_other_weights_pictures_or_sizes_are_encoded_anew(
 
     monkeypatch.setattr(type(model), "encode_image", counted)
     features.encode(model, validation)
-    assert all(shape[0] == 1 for shape in calls)  # one picture tells how large the features are
+    assert all(shape[0] == 1 for shape in calls)  # one image tells how large the features are
     validation.images[0, 40:60, 40:60] += 1
     features.encode(model, validation)
     assert any(shape[0] > 1 for shape in calls)
@@ -109,10 +109,10 @@ def test_other_weights_pictures_or_sizes_are_encoded_anew(
             parameter.mul_(1.01)
     other = features.encode(model, validation)
     assert any(shape[0] > 1 for shape in calls)
-    assert not torch.allclose(torch.tensor(other.pictures[0]), torch.tensor(first.pictures[0]))
+    assert not torch.allclose(torch.tensor(other.images[0]), torch.tensor(first.images[0]))
 
 
-def test_features_serve_only_frozen_encoders_and_unchanged_pictures(
+def test_features_serve_only_frozen_encoders_and_unchanged_images(
     phantom_frames: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = _load("clipseg")

@@ -1,4 +1,4 @@
-"""Strategies: which pictures are learned from, what a joint prompt says, where a finetuning starts."""
+"""Strategies: which images are learned from, what a joint prompt says, where a finetuning starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import WEIGHTS
 
 
 class _Speller:
-    """A stand-in for a model: token ids that tell texts apart, and a picture size."""
+    """A stand-in for a model: token ids that tell texts apart, and an image size."""
 
     image_size = 32
 
@@ -98,7 +98,7 @@ def test_a_number_of_patients_that_is_not_there_is_refused(phantom_frames: pd.Da
         strategies.limit_patients(phantom_frames, {"train": count}, 0)
 
 
-def test_each_strategy_learns_from_its_own_pictures(parameters: dict[str, object]) -> None:
+def test_each_strategy_learns_from_its_own_images(parameters: dict[str, object]) -> None:
     target, sources = strategies.read_target(parameters), strategies.read_synthetic(parameters)
     sources = [strategies.limit_patients(sources[0], {"train": 1}, 0)]
     count = {
@@ -118,7 +118,7 @@ def test_a_joint_prompt_names_the_source_and_others_do_not(parameters: dict[str,
     ends = {text.rsplit(". ", 1)[-1] for text in joint.seen}
     assert ends == set(strategies.SOURCE_WORDS.values())
     assert not [text for text in real.seen if "picture" in text]
-    # the first pictures are the target's, and say so
+    # the first images are the target's, and say so
     assert all(text.endswith("Real picture.") for text in triplets.texts_of(0))
     assert all(text.endswith("Synthetic picture.") for text in triplets.texts_of(len(triplets) - 1))
     # a joint model is told that what it is scored on is of the target; P0 is left with the source alone
@@ -127,7 +127,7 @@ def test_a_joint_prompt_names_the_source_and_others_do_not(parameters: dict[str,
     assert scored.seen == ["Real picture."]
 
 
-def test_joint_masks_belong_to_their_pictures(parameters: dict[str, object]) -> None:
+def test_joint_masks_belong_to_their_images(parameters: dict[str, object]) -> None:
     """Both cohorts name their patients alike, so that a mix-up would go unseen by name."""
     target, sources = strategies.read_target(parameters), strategies.read_synthetic(parameters)
     joint = strategies.strategy_triplets("joint", "train", target, sources, "P1", _Speller())
@@ -145,7 +145,7 @@ def test_negatives_are_for_models_that_read(parameters: dict[str, object]) -> No
         assert triplets[0]["masks"].shape[0] == count
 
 
-def test_synthetic_pictures_have_no_p7(parameters: dict[str, object]) -> None:
+def test_synthetic_images_have_no_p7(parameters: dict[str, object]) -> None:
     target, sources = strategies.read_target(parameters), strategies.read_synthetic(parameters)
     assert strategies.synthetic_level("P7", sources) == "P6"
     assert strategies.synthetic_level("P7", [target]) == "P7"
@@ -184,7 +184,7 @@ def test_a_finetuning_finds_its_synthetic_run_by_content(
     shutil.move(made.path, elsewhere)
     found = pretrained_run(parameters, sources, RunFolder("runs/c/finetuning"))
     assert found.path == elsewhere
-    # another seed, other pictures, other starting weights: another run
+    # another seed, other images, other starting weights: another run
     content = pretraining_content(parameters, sources)
     fewer = [strategies.limit_patients(sources[0], {"train": 1}, 0)]
     others = [
@@ -213,8 +213,8 @@ def test_hashes_name_only_what_is_read(parameters: dict[str, object]) -> None:
 
 def test_the_reference_starts_from_its_seed_and_reads_no_words() -> None:
     first, again, other = (models.load("unet", "", "unfrozen", 32, seed) for seed in (1, 1, 2))
-    pictures = torch.rand(2, 3, 32, 32)
-    outputs = [net.eval()(pictures) for net in (first, again, other)]
+    images = torch.rand(2, 3, 32, 32)
+    outputs = [net.eval()(images) for net in (first, again, other)]
     assert outputs[0].shape == (2, len(STRUCTURES), 32, 32)
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])

@@ -25,7 +25,7 @@ def make(frames: pd.DataFrame, level: str = "P1", **options) -> Triplets:
     return Triplets(frames, make_prompts(frames, levels=(level,)), tokenize, 48, **options)
 
 
-def test_an_item_is_a_picture_with_three_prompts_and_their_masks(phantom_frames: pd.DataFrame) -> None:
+def test_an_item_is_a_image_with_three_prompts_and_their_masks(phantom_frames: pd.DataFrame) -> None:
     triplets = make(phantom_frames, variant="0")
     item = triplets[5]
     row = phantom_frames.iloc[5]
@@ -37,7 +37,7 @@ def test_an_item_is_a_picture_with_three_prompts_and_their_masks(phantom_frames:
     assert triplets.texts_of(5) == [triplets.texts[i] for i in item["input_ids"][:, 0]]
 
 
-def test_prompts_with_metadata_are_those_of_their_own_picture(phantom_frames: pd.DataFrame) -> None:
+def test_prompts_with_metadata_are_those_of_their_own_image(phantom_frames: pd.DataFrame) -> None:
     triplets = make(phantom_frames, "P3", variant="1")
     for index, row in enumerate(phantom_frames.itertuples()):
         words = (
@@ -84,12 +84,12 @@ def test_labels_keep_their_values_and_place_when_resized() -> None:
     assert small.eq(3).float().mean() == pytest.approx(0.25)
 
 
-def test_pictures_are_averaged_when_shrunk() -> None:
+def test_images_are_averaged_when_shrunk() -> None:
     stripes = np.tile(np.array([0, 200], np.uint8), (64, 32))
     assert resize_image(stripes, 16).float().std() < 10
 
 
-def test_augmentation_moves_picture_and_masks_together(phantom_frames: pd.DataFrame) -> None:
+def test_augmentation_moves_image_and_masks_together(phantom_frames: pd.DataFrame) -> None:
     plain, moved = make(phantom_frames), make(phantom_frames, augment=True)
     moved.epoch = 1
     first, again = moved[0], moved[0]
@@ -110,7 +110,7 @@ def test_augmentation_moves_picture_and_masks_together(phantom_frames: pd.DataFr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, p: (f.iloc[:0], p), "no pictures"),
+        (lambda f, p: (f.iloc[:0], p), "no images"),
         (lambda f, p: (f, pd.concat([p, p.assign(level="P2")])), "one level"),
         (lambda f, p: (f, p[p["patient"] != f["patient"].iloc[0]]), "none for"),
         (lambda f, p: (f, pd.concat([p, p])), "two rows"),
