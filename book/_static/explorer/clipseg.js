@@ -80,7 +80,7 @@
     return y;
   };
 
-  /* The model of an exported folder: `config` as explorer_export.py writes it, `tensors` name to Float32Array. */
+  /* The model of an exported folder: `config` as explorer/export.py writes it, `tensors` name to Float32Array. */
   const CLIPSeg = (config, tensors) => {
     const of = (name) => {
       if (!tensors[name]) throw new Error(`the model lacks ${name}`);
