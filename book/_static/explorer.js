@@ -230,7 +230,7 @@
         }
         const { encode, logits, size } = await model();
         await new Promise((resolve) => { setTimeout(resolve); }); // let the page say so before the work begins
-        await encode(image); // once an image
+        await encode(image); // once per image
         const clock = performance.now();
         const small = (await logits(image, words.value)).map((value) => 1 / (1 + Math.exp(-value)));
         const probability = enlarge(small, size, width, height, 1);

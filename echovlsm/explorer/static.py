@@ -59,8 +59,8 @@ def answers(
     dict
         `note`, `least` (`LEAST_SHARE`), `live`, `stills` (shown without JavaScript: title, image, text),
         `structures` (name, short, colour), `nets`, `levels` (label), `images` (title; pixels, labels: data
-        addresses of PNG files at the same size; sentences: one list a level, one a structure; maps: one PNG
-        per model, probabilities times 255, levels and structures below one another).
+        addresses of PNG files at the same size; sentences: a list per level with one per structure; maps: a
+        PNG per model, probabilities times 255, levels and structures below one another).
 
     Raises
     ------
