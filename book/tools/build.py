@@ -66,25 +66,18 @@ def stage(
     root: str | Path | None = None,
     allow_missing: bool = False,
 ) -> list[PageFacts]:
-    """Lay out a source tree that Jupyter Book can build by itself.
+    """Lay out in `out`, which is replaced, a source tree that Jupyter Book can build; facts of its notebooks.
 
     Parameters
     ----------
     scale
-        The scale that the book shows, for pages that do not tell their own.
+        For pages that do not tell their own.
     executed
         Page of `_toc.yml` (such as `notebooks/01_cohort`) to its executed notebook.
-    out
-        The folder to make; it is replaced.
     root
         The project; by default the one of the working folder.
     allow_missing
         Publish a notebook that was not executed as it is, with a note, instead of refusing.
-
-    Returns
-    -------
-    list of PageFacts
-        One for each notebook page.
 
     Raises
     ------
@@ -175,12 +168,7 @@ def build(
     """Stage the book, build it with every warning as an error, and check that every page is there.
 
     Parameters are those of `stage`; `out` gets `source/`, `build.log` and, only if all went well,
-    `_build/html/`.
-
-    Returns
-    -------
-    Path
-        `_build/html/index.html` in `out`.
+    `_build/html/`, whose `index.html` is returned.
 
     Raises
     ------

@@ -118,22 +118,18 @@ def _configuration(net: CLIPSeg) -> dict[str, Any]:
     if config.use_complex_transposed_convolution:
         raise ExplorerError("model: a page runs CLIPSeg's simple transposed convolution only, as rd64 has it")
     decoder_act = net.segmenter.decoder.layers[0].mlp.config.hidden_act
-    parts = {
-        "vision": {"heads": vision.num_attention_heads, "act": vision.hidden_act},
-        "decoder": {"heads": config.decoder_num_attention_heads, "act": decoder_act},
-        "text": {
-            "heads": text.num_attention_heads,
-            "act": text.hidden_act,
-            "layers": text.num_hidden_layers,
-            "width": text.hidden_size,
-            "eos": text.eos_token_id,
-            "places": text.max_position_embeddings,
-        },
+    parts: dict[str, dict[str, Any]] = {
+        name: {"heads": heads, "act": act, "eps": eps}
+        for name, heads, act, eps in (
+            ("vision", vision.num_attention_heads, vision.hidden_act, vision.layer_norm_eps),
+            ("decoder", config.decoder_num_attention_heads, decoder_act, vision.layer_norm_eps),
+            ("text", text.num_attention_heads, text.hidden_act, text.layer_norm_eps),
+        )
     }
-    for name, values in parts.items():
-        values["eps"] = (text if name == "text" else vision).layer_norm_eps
-        if values["act"] not in ACTIVATIONS:
-            raise ExplorerError(f"model: a page knows {' and '.join(ACTIVATIONS)}, not {values['act']}")
+    parts["text"] |= {"layers": text.num_hidden_layers, "width": text.hidden_size}
+    parts["text"] |= {"eos": text.eos_token_id, "places": text.max_position_embeddings}
+    if strange := {part["act"] for part in parts.values()} - set(ACTIVATIONS):
+        raise ExplorerError(f"model: a page knows {' and '.join(ACTIVATIONS)}, not {', '.join(strange)}")
     if net.image_size % vision.patch_size:
         raise ExplorerError(f"model: patches of {vision.patch_size} do not fill {net.image_size} pixels")
     return {
@@ -222,14 +218,12 @@ def book_page(
 
     Parameters
     ----------
-    run
-        A row of `asking.trained_runs`; None without any.
-    ask
-        The explorer of `asking.load_nets`.
+    run, ask
+        A row of `asking.trained_runs` or None, and the explorer of its `asking.load_nets`.
     keys
         Images to publish.
-    folder, scale
-        Static files of the page; scale of the run, for the stamp.
+    folder
+        Static files of the page.
 
     Returns
     -------
@@ -273,18 +267,16 @@ def learned_from_patients(record: Mapping[str, Any]) -> bool:
 def export(
     run: str | Path, out: str | Path | None = None, *, real: bool = False, images: int = 4
 ) -> tuple[Path, str]:
-    """Write a page of its own that runs a run's model in the browser.
+    """Write a page of its own that runs the model of a complete CLIPSeg run in the browser.
 
     Parameters
     ----------
-    run
-        Folder of a complete run of CLIPSeg.
     out
         Folder for the page; by default `explorer` in the run's.
     real
         Export also a model that learned from patients: without any image, to a folder outside this project.
     images
-        Images of the run's cohort to put in; none of a real one.
+        How many images of the run's cohort to put in; none of a real one.
 
     Returns
     -------
@@ -294,7 +286,7 @@ def export(
     Raises
     ------
     ExplorerError
-        The run cannot be exported, or not to there; the message says why.
+        The run cannot be exported, or not to there.
     """
     record = RunFolder(run)
     found = trained_runs(record.path)

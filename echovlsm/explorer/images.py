@@ -80,25 +80,10 @@ def paint(
     probability: np.ndarray | None = None,
     fill: float = 0.25,
 ) -> np.ndarray:
-    """An image with an answer on it, at twice its size so that outlines are fine.
+    """A uint8 (H, W) image with an answer on it: uint8 (2 H, 2 W, 3), so that outlines are fine.
 
-    Parameters
-    ----------
-    pixels
-        uint8 (H, W).
-    colour
-        Hexadecimal colour of the structure.
-    mask, truth
-        Answer and reference, bool (H, W): the answer filled and outlined, the reference outlined in white.
-    probability
-        float (H, W), 0 to 1: laid over the image in the structure's colour instead of the filled mask.
-    fill
-        How strongly the mask is filled, 0 to 1.
-
-    Returns
-    -------
-    ndarray
-        uint8 (2 H, 2 W, 3).
+    The answer `mask`, bool (H, W), is filled (0 to 1) and outlined in a hexadecimal colour, the reference
+    `truth` outlined in white. `probability`, float (H, W), is laid over the image instead of the filled mask.
     """
     ink = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32)
     canvas = np.repeat(pixels.astype(np.float32)[..., None], 3, axis=2)

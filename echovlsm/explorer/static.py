@@ -43,12 +43,6 @@ def answers(
 
     Parameters
     ----------
-    explorer
-        The models and the cohort.
-    keys
-        Images to publish.
-    scale
-        Scale of the run, for the stamp.
     nets
         Model's name in the explorer to the name in the page; by default all under their own.
     live

@@ -65,20 +65,13 @@ class ExplorerView:
     Parameters
     ----------
     cohorts
-        Cohort folders to choose from; the first is shown.
-    runs_folder
-        Where trained runs are looked for.
+        Cohort folders to choose from; the first is shown. ExplorerError without any.
     split
         Split whose images are offered; empty: all.
     run
         Path of the run to start with; empty: the first of `trained_runs`.
     model, weights
         Model and weights that are shown where there is no run, and as zero-shot.
-
-    Raises
-    ------
-    ExplorerError
-        No cohort to show.
     """
 
     def __init__(
