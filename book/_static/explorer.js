@@ -1,5 +1,5 @@
 /* The explorer of the published book, without a kernel or a network: answers computed beforehand, which are JSON
-   inside the page (echovlsm/explorer_static.py), and any sentence and image by a model that lies beside it and is
+   inside the page (echovlsm/explorer/static.py), and any sentence and image by a model that lies beside it and is
    loaded when a reader first asks (explorer/live.js). Plain controls, so that a keyboard reaches all of them. */
 (() => {
   "use strict";
@@ -37,11 +37,11 @@
     return group;
   };
 
-  /* Grey values of a picture given by its data address. */
+  /* Grey values of an image given by its data address. */
   const pixels = (address) =>
     new Promise((resolve, reject) => {
       const image = new Image();
-      image.onerror = () => reject(new Error("a picture in the page cannot be read"));
+      image.onerror = () => reject(new Error("an image in the page cannot be read"));
       image.onload = () => {
         const canvas = make("canvas", { width: image.width, height: image.height });
         const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -167,7 +167,7 @@
   const start = (root) => {
     const data = JSON.parse(root.querySelector("script").textContent);
     const { live } = data;
-    const state = { picture: 0, structure: 0, layer: 0, threshold: 0.5, reference: true, own: null, fit: "pad" };
+    const state = { image: 0, structure: 0, layer: 0, threshold: 0.5, reference: true, own: null, fit: "pad" };
     const ready = new Map();
     const status = make("p", { className: "explorer-status" });
     const spoken = make("p", { className: "explorer-spoken" });
@@ -187,17 +187,17 @@
 
     const load = (number) => {
       if (!ready.has(number)) {
-        const picture = data.pictures[number];
-        const parts = [picture.image, picture.labels, ...picture.maps].map(pixels);
+        const one = data.images[number];
+        const parts = [one.pixels, one.labels, ...one.maps].map(pixels);
         ready.set(number, Promise.all(parts).then(([image, labels, ...maps]) => ({ image, labels, maps })));
       }
       return ready.get(number);
     };
     const shownImage = async () => {
       if (state.own) return { image: state.own.image };
-      return data.pictures.length ? load(state.picture) : null;
+      return data.images.length ? load(state.image) : null;
     };
-    const titleOf = () => (state.own ? state.own.name : data.pictures[state.picture].title);
+    const titleOf = () => (state.own ? state.own.name : data.images[state.image].title);
 
     const panel = (name, net, level, firstWords) => {
       const nets = menu(data.nets, net);
@@ -230,7 +230,7 @@
         }
         const { encode, logits, size } = await model();
         await new Promise((resolve) => { setTimeout(resolve); }); // let the page say so before the work begins
-        await encode(image); // once an image
+        await encode(image); // once per image
         const clock = performance.now();
         const small = (await logits(image, words.value)).map((value) => 1 / (1 + Math.exp(-value)));
         const probability = enlarge(small, size, width, height, 1);
@@ -266,7 +266,7 @@
       const update = async () => {
         const mine = (turn += 1);
         more.textContent = "";
-        if (!typed()) words.value = data.pictures[state.picture].sentences[Number(levels.value)][state.structure];
+        if (!typed()) words.value = data.images[state.image].sentences[Number(levels.value)][state.structure];
         try {
           const found = await shownImage();
           if (!found) {
@@ -317,18 +317,18 @@
         const values = new URLSearchParams();
         if (q !== null) values.set("q", q);
         if (q2 !== null) values.set("q2", q2);
-        if (state.picture && !state.own) values.set("image", state.picture);
+        if (state.image && !state.own) values.set("image", state.image);
         if (state.structure) values.set("structure", state.structure);
         if (state.threshold !== 0.5) values.set("threshold", state.threshold);
         history.replaceState(null, "", `#${values}`);
       }, 300);
     };
 
-    const pictures = menu(data.pictures.map((picture) => picture.title), 0);
-    pictures.addEventListener("change", () => {
-      state.own = pictures.value === "own" ? own : null;
+    const images = menu(data.images.map((one) => one.title), 0);
+    images.addEventListener("change", () => {
+      state.own = images.value === "own" ? own : null;
       fits.hidden = !state.own;
-      if (!state.own) state.picture = Number(pictures.value);
+      if (!state.own) state.image = Number(images.value);
       update();
       share();
     });
@@ -362,10 +362,10 @@
         return;
       }
       choice.hidden = false;
-      pictures.querySelector("[value=own]")?.remove();
-      pictures.append(make("option", { value: "own", textContent: `your own: ${file.name}` }));
-      pictures.value = "own";
-      pictures.dispatchEvent(new Event("change"));
+      images.querySelector("[value=own]")?.remove();
+      images.append(make("option", { value: "own", textContent: `your own: ${file.name}` }));
+      images.value = "own";
+      images.dispatchEvent(new Event("change"));
     };
     const file = make("input", { type: "file", accept: "image/png,image/jpeg" });
     file.addEventListener("change", () => file.files[0] && take(file.files[0]));
@@ -384,7 +384,7 @@
       if (!live || !(values.has("q") || values.has("q2"))) return false;
       ["q", "q2"].forEach((name, i) => { if (values.has(name)) panels[i].type(values.get(name).slice(0, 1000)); });
       const within = (name, most) => Math.min(most, Math.max(0, Math.trunc(Number(values.get(name))) || 0));
-      pictures.value = state.picture = within("image", Math.max(0, data.pictures.length - 1));
+      images.value = state.image = within("image", Math.max(0, data.images.length - 1));
       state.structure = within("structure", data.structures.length - 1);
       threshold.value = Number(values.get("threshold")) || 0.5;
       state.threshold = Number(threshold.value); // as the slider holds it
@@ -397,11 +397,11 @@
 
     root.querySelectorAll("p:not(.explorer-note), noscript").forEach((element) => element.remove());
     const controls = make("div", { className: "explorer-controls" });
-    const choice = labelled("image", pictures);
-    choice.hidden = !data.pictures.length;
+    const choice = labelled("image", images);
+    choice.hidden = !data.images.length;
     controls.append(choice);
     const compared = make("label", {}, reference, make("span", { textContent: "reference (white)" }));
-    compared.hidden = !data.pictures.length;
+    compared.hidden = !data.images.length;
     controls.append(structures, choices("show", LAYERS, 0, set("layer")), slider, compared);
     if (live) controls.append(labelled("your own image (PNG, JPEG)", file), fits);
     const both = make("div", { className: "explorer-panels" }, ...panels.map((one) => one.box));
@@ -416,7 +416,7 @@
     update();
   };
 
-  /* The landing page's picture: a sentence lights up what it names. */
+  /* The landing page's image: a sentence lights up what it names. */
   const light = (root) => {
     const buttons = [...root.querySelectorAll("button[data-structure]")];
     const choose = (name) => {

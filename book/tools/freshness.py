@@ -1,4 +1,4 @@
-"""What the foot of a page says: how it came about, and whether that is still what lies on disk."""
+"""The foot of a page: how it came about, and whether that is still what lies on disk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PageFacts:
         """The freshness line at the foot of the page (Markdown)."""
         if self.state == "not executed":
             return f"**Not executed** · scale {self.scale}"
-        since = f": changed since are {', '.join(self.changed)}" if self.changed else ""
+        since = f": {', '.join(self.changed)} changed since" if self.changed else ""
         return (
             f"Executed {self.executed} in {self.duration} · commit {self.commit} · scale {self.scale} · "
             f"cohort {self.cohort} · {self.device} · freshness key `{self.key}` · **{self.state}**{since}"

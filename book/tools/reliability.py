@@ -6,15 +6,15 @@ of `data/results/reliability`; a table of which there is no file says how to mak
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from book.tools.freshness import BookError
+from book.tools.tables import markdown
 from echovlsm.base import files, plain
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FOLDER = "data/results/reliability"
 STAGES: dict[str, str] = {
@@ -27,7 +27,6 @@ STAGES: dict[str, str] = {
     "grid": "the grid, with all processes below it",
 }
 """Names in the tables to words, in the book's order."""
-
 _REMEDY = "make it again, or take it away"
 
 
@@ -36,27 +35,20 @@ def faults(root: Path) -> str:
     table = _read(root, "faults.csv", ("stage", "at", "found", "half_written", "equal", "workers_ended"))
     if table is None:
         return _absent("python -m tests.faults")
-    rows = [
-        "| killed in | at a random moment | between two steps on files | states found | half-written "
-        "| equal when done again |",
-        "| --- | ---: | ---: | --- | ---: | ---: |",
-    ]
+    rows = []
     for name, part in _by_stage(table):
-        found = part["found"].str.replace(r"^grid \d+: ", "", regex=True)
-        counts = (part["at"] == "moment").sum(), (part["at"] == "step").sum()
-        half = part["half_written"].notna().sum()
-        rows.append(
-            f"| {STAGES[name]} | {counts[0]} | {counts[1] or '–'} | {_states(found)} | {half} "
-            f"| {part['equal'].sum()} of {len(part)} |"
-        )
-    left = (~table["workers_ended"]).sum()
-    equal = table["equal"].sum()
-    said = (
-        f"{len(table)} kills: {equal} came out the same when the same was asked for again; "
+        found = part["found"].str.replace(r"^grid \d+: ", "", regex=True).value_counts(sort=False)
+        states = "; ".join(f"{plain(state)}: {count}" for state, count in found.sort_index().items())
+        counts = (part["at"] == "moment").sum(), (part["at"] == "step").sum() or "–"
+        rows.append((name, *counts, states, part["half_written"].notna().sum(), _equal(part)))
+    names = ("killed in", "at a random moment", "between two steps on files", "states found")
+    told = (
+        f"{len(table)} kills: {table['equal'].sum()} came out the same when the same was asked for again; "
         f"{table['half_written'].notna().sum()} left something half-written under a final name; "
-        f"{left} left a process behind."
+        f"{(~table['workers_ended']).sum()} left a process behind."
     )
-    return "\n".join([said, "", *rows, "", _when(root, "faults")])
+    shown = markdown((*names, "half-written", "equal when done again"), rows)
+    return "\n\n".join([told, shown, _when(root, "faults")])
 
 
 def disks(root: Path) -> str:
@@ -65,21 +57,18 @@ def disks(root: Path) -> str:
     table = _read(root, "disk.csv", (*names, "half_written", "equal"))
     if table is None:
         return _absent("python -m tests.faults --only disks")
-    rows = [
-        "| on a full disk | disks (share of the room needed) | said which folder and what to do "
-        "| went on without | half-written | equal with room |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name, part in _by_stage(table):
         share = part["kibibytes"] / part["needed_kibibytes"]
         failed = part[part["error"].notna()]
         clear = (failed["names_folder"] & failed["names_remedy"]).sum()
-        rows.append(
-            f"| {STAGES[name]} | {len(part)} ({share.min():.0%} to {share.max():.0%}) "
-            f"| {clear} of {len(failed)} | {len(part) - len(failed)} | {part['half_written'].notna().sum()} "
-            f"| {part['equal'].sum()} of {len(part)} |"
-        )
-    return "\n".join([*rows, "", _when(root, "disk")])
+        tried = f"{len(part)} ({share.min():.0%} to {share.max():.0%})"
+        half = part["half_written"].notna().sum()
+        told = f"{clear} of {len(failed)}"
+        rows.append((name, tried, told, len(part) - len(failed), half, _equal(part)))
+    names = ("on a full disk", "disks (share of the room needed)", "said which folder and what to do")
+    shown = markdown((*names, "went on without", "half-written", "equal with room"), rows, 4)
+    return f"{shown}\n\n{_when(root, 'disk')}"
 
 
 def pairs(root: Path) -> str:
@@ -87,20 +76,16 @@ def pairs(root: Path) -> str:
     table = _read(root, "concurrency.csv", ("stage", "first", "second", "half_written", "equal"))
     if table is None:
         return _absent("python -m tests.faults --only pairs")
-    rows = [
-        "| two processes at once | pairs | both did it, one after the other | one did it, the other said so "
-        "| anything else | half-written | equal |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name, part in _by_stage(table):
         worked = (part[["first", "second"]] == "worked").sum(axis=1)
         said = (part[["first", "second"]] == "said so").sum(axis=1)
         both, one = (worked == 2).sum(), ((worked == 1) & (said == 1)).sum()
-        rows.append(
-            f"| {STAGES[name]} | {len(part)} | {both} | {one} | {len(part) - both - one} "
-            f"| {part['half_written'].notna().sum()} | {part['equal'].sum()} of {len(part)} |"
-        )
-    return "\n".join([*rows, "", _when(root, "concurrency")])
+        half = part["half_written"].notna().sum()
+        rows.append((name, len(part), both, one, len(part) - both - one, half, _equal(part)))
+    names = ("two processes at once", "pairs", "both did it, one after the other")
+    names += ("one did it, the other said so", "anything else", "half-written", "equal")
+    return f"{markdown(names, rows, 6)}\n\n{_when(root, 'concurrency')}"
 
 
 def mutations(root: Path) -> str:
@@ -108,13 +93,13 @@ def mutations(root: Path) -> str:
     table = _read(root, "mutations.csv", ("file", "line", "original", "mutated", "caught"))
     if table is None:
         return _absent("python -m tests.mutation")
-    rows = ["| line | was | became | noticed |", "| --- | --- | --- | --- |"]
-    for row in table.to_dict("records"):
-        texts = (plain(str(row[key]).strip()) for key in ("original", "mutated"))
-        place = f"{Path(row['file']).name} {row['line']}"
-        rows.append(f"| {' | '.join([plain(place), *texts])} | {'yes' if row['caught'] else '**no**'} |")
-    said = f"{table['caught'].sum()} of {len(table)} changed lines were noticed by a test."
-    return "\n".join([said, "", *rows])
+    rows = []
+    for row in table.itertuples():
+        place, lines = f"{Path(row.file).name} {row.line}", (row.original, row.mutated)
+        texts = _plain(place, *(str(line).strip() for line in lines))
+        rows.append((*texts, "yes" if row.caught else "**no**"))
+    told = f"{table['caught'].sum()} of {len(table)} changed lines were noticed by a test."
+    return f"{told}\n\n{markdown(('line', 'was', 'became', 'noticed'), rows)}"
 
 
 def reached(root: Path) -> str:
@@ -122,52 +107,42 @@ def reached(root: Path) -> str:
     table = _read(root, "coverage.csv", ("module", "lines", "reached"))
     if table is None:
         return _absent("make coverage")
-    about = root / FOLDER / "coverage.yaml"
-    known: dict[str, Any] = files.read_yaml(about, BookError, _REMEDY) if about.is_file() else {}
     table = table[table["lines"] > 0]
     table = table.assign(share=table["reached"] / table["lines"]).sort_values("share", kind="stable")
     told = (
         f"{table['reached'].sum() / table['lines'].sum():.1%} of {table['lines'].sum()} lines in "
         f"{len(table)} modules. Where it is least:"
     )
-    rows = ["| module | lines | reached |", "| --- | ---: | ---: |"]
-    for row in table.head(8).itertuples():
-        rows.append(f"| {plain(row.module)} | {row.lines} | {row.share:.0%} |")
-    made = f"Made: {str(known.get('date'))[:10]}, commit {known.get('commit')}, tests: {known.get('tests')}."
-    return "\n".join([told, "", *rows, *(["", plain(made)] if known else [])])
+    rows = [(plain(row.module), row.lines, f"{row.share:.0%}") for row in table.head(8).itertuples()]
+    parts = [told, markdown(("module", "lines", "reached"), rows, 2)]
+    if known := _yaml(root, "coverage.yaml"):
+        date, commit, tests = (str(known.get(name)) for name in ("date", "commit", "tests"))
+        parts.append(plain(f"Made: {date[:10]}, commit {commit}, tests: {tests}."))
+    return "\n\n".join(parts)
 
 
 def latest(root: Path) -> str:
     """The tests with the newest versions, and on other Pythons."""
-    file = root / FOLDER / "latest.yaml"
-    if not file.is_file():
+    runs = _yaml(root, "latest.yaml")
+    if not runs:
         return _absent("make check-latest")
-    runs = files.read_yaml(file, BookError, _REMEDY)
-    rows = ["| versions | Python | tests | passed | failed | skipped | date |", "| --- " * 7 + "|"]
-    notes = []
+    names = ("Python", "tests", "passed", "failed", "skipped", "date")
+    rows, notes = [], []
     for name, run in runs.items():
-        cells = (name, run.get("python"), run.get("tests"), run.get("passed"), run.get("failed"))
-        cells = (*cells, run.get("skipped"), run.get("date"))
-        rows.append(f"| {' | '.join(plain(str(cell)) for cell in cells)} |")
-        notes += [f"- {plain(name)}: {plain(str(run['note']))}"] if run.get("note") else []
+        rows.append(_plain(name, *(run.get(key.lower()) for key in names)))
+        notes += [f"- {plain(name)}: {plain(run['note'])}"] if run.get("note") else []
         notes += [f"- {plain(name)}: failed is {plain(test)}" for test in run.get("failures") or []]
+    parts = [markdown(("versions", *names), rows), "\n".join(notes)]
     other = _read(root, "latest.csv", ("package", "locked", "newest"))
-    told = []
     if other is not None and len(other):
-        told = ["", "What differed from `requirements.lock` in the newest versions:", ""]
-        told += ["| package | locked | newest |", "| --- | --- | --- |"]
-        for row in other.fillna("–").to_dict("records"):
-            told.append(f"| {' | '.join(plain(str(row[key])) for key in ('package', 'locked', 'newest'))} |")
-    return "\n".join([*rows, "", *notes, *told])
+        parts.append("What differed from `requirements.lock` in the newest versions:")
+        rows = [_plain(row.package, row.locked, row.newest) for row in other.fillna("–").itertuples()]
+        parts.append(markdown(("package", "locked", "newest"), rows))
+    return "\n\n".join(parts)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "faults": faults,
-    "disks": disks,
-    "pairs": pairs,
-    "mutations": mutations,
-    "reached": reached,
-    "latest": latest,
+    table.__name__: table for table in (faults, disks, pairs, mutations, reached, latest)
 }
 """By the name of their marks."""
 
@@ -177,33 +152,38 @@ def _read(root: Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame | Non
     return files.read_table(file, BookError, _REMEDY, columns) if file.is_file() else None
 
 
+def _yaml(root: Path, name: str) -> dict[str, Any]:
+    file = root / FOLDER / name
+    return files.read_yaml(file, BookError, _REMEDY) if file.is_file() else {}
+
+
 def _absent(command: str) -> str:
     return f"Not on record here: `{command}` makes it."
 
 
-def _by_stage(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def _by_stage(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """The parts of a table, each with its stage in words."""
     strange = sorted(set(table["stage"]) - set(STAGES))
     if strange:
         raise BookError(f"{FOLDER}: the stage {strange[0]!r} is not known; {_REMEDY}")
-    return [(name, table[table["stage"] == name]) for name in STAGES if (table["stage"] == name).any()]
+    parts = ((words, table[table["stage"] == name]) for name, words in STAGES.items())
+    return [(words, part) for words, part in parts if len(part)]
 
 
-def _states(found: pd.Series) -> str:
-    counts = found.value_counts(sort=False).sort_index()
-    return "; ".join(f"{plain(str(state))}: {count}" for state, count in counts.items())
+def _equal(part: pd.DataFrame) -> str:
+    return f"{part['equal'].sum()} of {len(part)}"
+
+
+def _plain(*values: object) -> tuple[str, ...]:
+    return tuple(map(plain, values))
 
 
 def _when(root: Path, name: str) -> str:
     """When and how a table was made."""
-    file = root / FOLDER / "about.yaml"
-    known: dict[str, Any] = files.read_yaml(file, BookError, _REMEDY).get(name, {}) if file.is_file() else {}
-    if not known:
-        return ""
-    parts = sorted(
-        {
-            f"{str(part.get('date'))[:10]}, commit {part.get('commit')}, Python {part.get('python')}, "
-            f"seed {part.get('seed')}, scale {part.get('scale')}"
-            for part in known.values()
-        }
-    )
-    return f"Made: {'; '.join(plain(part) for part in parts)}."
+    known = _yaml(root, "about.yaml").get(name, {})
+    parts = {
+        f"{str(part.get('date'))[:10]}, commit {part.get('commit')}, Python {part.get('python')}, "
+        f"seed {part.get('seed')}, scale {part.get('scale')}"
+        for part in known.values()
+    }
+    return f"Made: {'; '.join(map(plain, sorted(parts)))}." if parts else ""

@@ -1,4 +1,4 @@
-"""Tables that prose pages get when the book is staged, so that no number and no list is typed into them.
+"""What prose pages get when the book is staged, so that no number and no list is typed into them.
 
 A page says where with a mark, `<!-- generated: NAME -->`, alone on a line.
 """
@@ -6,46 +6,80 @@ A page says where with a mark, `<!-- generated: NAME -->`, alone on a line.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
-from echovlsm.base import files, plain
+from echovlsm.base import figures, files, plain
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
-from echovlsm.study import answer_text, answers, real_figures
-
-if TYPE_CHECKING:
-    import pandas as pd
+from echovlsm.study import answer_figures, answer_text, answers, real_figures
 
 AGE_BANDS: tuple[int, ...] = (0, 50, 65, 130)
 """Limits in years of the age groups."""
+STUDY = Path("data/results/camus/study")
+"""Records of the study on real hearts, from the project's root."""
 _MARK = re.compile(r"^<!-- generated: ([a-z]+) -->$", re.MULTILINE)
 _ROLE = re.compile(r"\s*\{footcite[^}]*\}`[^`]*`")
+_TESTS = {
+    "synthetic vs real": "training on synthetic images in place of real ones",
+    "PT-FT vs real": "pretraining on synthetic images before training on real ones",
+}
+_TOLD = ("09_real_hearts", "07_published", "06_results")
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Iterable[object]], numbers: int = 0) -> str:
+    """A Markdown table of cells that are Markdown; the last `numbers` columns are set to the right."""
+    rules = ["---"] * (len(headings) - numbers) + ["---:"] * numbers
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (headings, rules, *rows))
+
+
+def fill(text: str, tables: Mapping[str, Callable[[], str]], page: str) -> str:
+    """Replace every mark of a page by its table.
+
+    Raises
+    ------
+    BookError
+        A mark names a table that does not exist.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in tables:
+            raise BookError(f"{page}: no table {name!r} to put there; there are: {', '.join(tables)}")
+        return tables[name]()
+
+    return _MARK.sub(table, text)
+
+
+# -- the first page -----------------------------------------------------------------------------------------
 
 
 def questions(notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) -> str:
-    """Each notebook page with its question and what it found, as a Markdown table.
+    """Each notebook page with its question, what it found, and on which cohort at which scale.
 
     Parameters
     ----------
     notebooks
         Page to its notebook, executed where it was.
     facts
-        One a page: cohort and scale stand beside the finding, so that a demo cannot pass for hearts.
+        One per page.
     """
     known = {fact.page: fact for fact in facts}
-    rows = ["| page | the question | what we found | on |", "| --- | --- | --- | --- |"]
+    rows = []
     for page, notebook in notebooks.items():
         first = notebook.cells[0].source
         found = re.search(r"\*\*The question\.\*\*\s*(.+?)(?:\n\s*\n|$)", first, flags=re.DOTALL)
         question = " ".join(_ROLE.sub("", found.group(1)).split()) if found else "–"
         answer = finding(notebook)
         where = f"{known[page].cohort}, {known[page].scale} scale" if answer else ""
-        rows.append(f"| {{doc}}`/{page}` | {question} | {answer or '–'} | {where or '–'} |")
-    return "\n".join(rows)
+        rows.append((f"{{doc}}`/{page}`", question, answer or "–", where or "–"))
+    return markdown(("page", "the question", "what we found", "on"), rows)
 
 
 def finding(notebook: Any) -> str:
@@ -62,12 +96,9 @@ def finding(notebook: Any) -> str:
 def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) -> str:
     """What the book found, a sentence each with interval, cohort and link, as a box for its first page.
 
-    Parameters
-    ----------
-    notebooks, facts
-        As for `questions`: the grid's finding is told where its page was executed.
+    `notebooks` and `facts` are those of `questions`; the grid's finding is told where its page was executed.
     """
-    records = answers.Records(root / "data" / "results" / "camus" / "study")
+    records = answers.Records(root / STUDY)
     real, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
     lines = [f"**{answer_text.headline(records)}** {real}"]
     if (scores := recorded_scores(root)) is not None:
@@ -94,11 +125,33 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
     return f":::{{admonition}} What was found\n:class: tip\n{points}\n:::"
 
 
-_TESTS = {
-    "synthetic vs real": "training on synthetic images in place of real ones",
-    "PT-FT vs real": "pretraining on synthetic images before training on real ones",
-}
-_TOLD = ("09_real_hearts", "07_published", "06_results")
+def budget(root: Path, target: Path) -> str:
+    """The annotation budget on real hearts as a figure, drawn to `target`; empty without records.
+
+    The title says how much is on record, and of one seed that it is no finding.
+    """
+    records = answers.Records(root / STUDY)
+    points = answers.budget_points(records)
+    if points.empty:
+        return ""
+    figures.use_style()
+    figure = answer_figures.plot_budget(points)
+    count = len(records.plan) - len(records.missing)
+    title = f"{count} of {len(records.plan)} runs on record:"
+    found = textwrap.fill(answer_text.budget_title(answers.budget_gains(records)), 55)
+    figure.axes[0].set_title(f"{title}\n{found}")
+    record = next(iter(records.found.values()))
+    figures.stamp(figure, record["scale"], record["cohort"], "real")
+    with files.appearing(target) as partial:
+        figure.savefig(partial, format="svg", bbox_inches="tight", metadata={"Date": None})
+    told = (
+        "Real hearts: mean Dice of the validation patients of CAMUS against the number of annotated training "
+        "patients, after equally many steps in each arm. Bars: 95 % intervals over patients and seeds."
+    )
+    if single := int((points["seeds"] == 1).sum()):
+        told += f" Hollow: one training, which is no finding ({single} of {len(points)} points)."
+    told += f" See {{doc}}`chapter 09 </notebooks/{_TOLD[0]}>`."
+    return f":::{{figure}} {target.name}\n:alt: {figures.describe(figure)}\n\n{told}\n:::"
 
 
 def scales(facts: Iterable[PageFacts]) -> str:
@@ -115,8 +168,36 @@ def scales(facts: Iterable[PageFacts]) -> str:
     return f"In this copy: {told}."
 
 
+# -- other pages --------------------------------------------------------------------------------------------
+
+
+def status(root: Path, facts: Sequence[PageFacts]) -> str:
+    """How each page came about, and the packages that the runs used."""
+    rows = []
+    for f in facts:
+        state = f"{f.state}: {', '.join(f.changed)} changed" if f.changed else f.state
+        cohort = f.cohort.replace("/", "/\u200b")  # so that a path may be broken
+        cells = (f.executed, f.duration, f.scale, cohort, f.device, f.commit, state)
+        if f.state == "not executed":
+            cells = tuple("–" if cell == UNKNOWN else cell for cell in cells)
+        rows.append((f"{{doc}}`{Path(f.page).name} </{f.page}>`", *cells))
+    names = ("page", "executed", "took", "scale", "cohort", "device", "commit", "state")
+    lock = (root / "requirements.lock").read_text().lower().splitlines()
+    pins = dict(line.split("==") for line in lock if "==" in line)
+    used: dict[str, set[str]] = {}
+    for f in facts:
+        for name, version in f.packages.items():
+            used.setdefault(name, set()).add(str(version))
+    packages = markdown(
+        ("package", "used by the runs", "in requirements.lock"),
+        ((name, ", ".join(sorted(used[name])), pins.get(name.lower(), "–")) for name in sorted(used)),
+    )
+    told = packages if used else "No run has recorded its packages."
+    return f"{markdown(names, rows)}\n\n## Packages\n\n{told}"
+
+
 def rehearsal(root: Path) -> str:
-    """The recorded rehearsal of the full study and what the dry run said before it, as Markdown."""
+    """The recorded rehearsal of the full study and what the dry run said before it."""
     folder = root / "data" / "results" / "camus" / "full-exercise"
     if not folder.is_dir():
         return "No rehearsal is on record here."
@@ -125,29 +206,26 @@ def rehearsal(root: Path) -> str:
     shown.columns = [
         name.replace("pictures a step", "images per step").replace("picture", "image") for name in shown
     ]
-    told = checks.rename_axis("check").reset_index()
     return "\n\n".join(
         [
-            "*Random weights, two steps: this shows that the way is open, and is not a result.*",
-            _markdown(shown),
+            "*Random weights, two steps: this shows that everything runs, and is not a result.*",
+            _of_frame(shown),
             "*What the dry run said of the whole run on that machine.*",
-            _markdown(told),
+            _of_frame(checks.rename_axis("check").reset_index()),
         ]
     )
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in row)} |" for row in rows)
+def _of_frame(table: pd.DataFrame) -> str:
+    rows = table.astype(str).to_numpy().tolist()
+    return markdown(list(table.columns), ([cell.replace("|", " ") for cell in row] for row in rows))
 
 
 def recorded_scores(root: Path) -> pd.DataFrame | None:
-    """Scores of the recorded run on real images with the highest mean Dice; None where there is none.
+    """Scores after training of the recorded run on real images with the highest mean Dice; None without any.
 
-    Only runs that learned from real images count, and of their scores not those before training. `attrs`
-    hold the run's record.
+    `attrs` hold the run's `name` and `record`.
     """
-
     best = None
     for file in sorted((root / "data" / "results").rglob("run.yaml")):
         remedy = "restore this result, or take its folder away"
@@ -171,9 +249,7 @@ def _scored_on(record: Mapping[str, Any]) -> str:
 
 
 def groups(root: Path) -> str:
-    """Dice of the best recorded run by sex, age, quality, view and phase, as Markdown."""
-    import pandas as pd
-
+    """Dice of the best recorded run by sex, age, quality, view and phase."""
     scores = recorded_scores(root)
     if scores is None:
         return "No run on real images is on record here, so there is nothing to report by group."
@@ -181,18 +257,15 @@ def groups(root: Path) -> str:
     ages = pd.to_numeric(scores["age"], errors="coerce")
     names = [f"{low} to {high - 1}" for low, high in pairwise(AGE_BANDS)]
     scores = scores.assign(**{"age group": pd.cut(ages, AGE_BANDS, right=False, labels=names).astype(object)})
-    rows = ["| group | | patients | mean Dice | 95 % interval |", "| --- | --- | ---: | ---: | ---: |"]
-    unknown = []
+    rows, unknown = [], []
     for column in ("sex", "age group", "quality", "view", "phase"):
         known = scores[scores[column].notna()]
         if known.empty:
             unknown.append(column.removesuffix(" group"))
             continue
         for row in statistics.summary(known, (column,), resamples=2000).to_dict("records"):
-            rows.append(
-                f"| {column} | {plain(row[column])} | {row['patients']} | {row['mean']:.3f} "
-                f"| {row['low']:.3f} to {row['high']:.3f} |"
-            )
+            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            rows.append((column, plain(row[column]), row["patients"], f"{row['mean']:.3f}", interval))
     told = (
         f"The recorded run `{name}` (scale {plain(record.get('scale'))}, {_scored_on(record)}); "
         "intervals over patients."
@@ -202,22 +275,4 @@ def groups(root: Path) -> str:
             f" **These scores do not say {', '.join(unknown)}, "
             "so that no bias by them can be seen or excluded.**"
         )
-    return "\n".join([told, "", *rows])
-
-
-def fill(text: str, tables: dict[str, Callable[[], str]], page: str) -> str:
-    """Replace every mark of a page by its table.
-
-    Raises
-    ------
-    BookError
-        A mark names a table that does not exist.
-    """
-
-    def table(found: re.Match[str]) -> str:
-        name = found.group(1)
-        if name not in tables:
-            raise BookError(f"{page}: no table {name!r} to put there; there are: {', '.join(tables)}")
-        return tables[name]()
-
-    return _MARK.sub(table, text)
+    return f"{told}\n\n{markdown(('group', '', 'patients', 'mean Dice', '95 % interval'), rows, 3)}"

@@ -1,37 +1,55 @@
-"""The explorer's logic: images, sentences, answers. No widgets and no drawing library in here.
+"""The explorer's logic: images, sentences, answers, and which trained model is asked. No widgets here.
 
 An image is encoded once for each model and kept, so that another sentence costs only the text encoder and
-the decoder. `view` puts widgets on it, `static` its answers into the published book.
+the decoder.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from echovlsm import models
 from echovlsm.base import RunFolder, paths, plain
-from echovlsm.cohort import is_synthetic, load_image, load_labels, masks, resize_image
+from echovlsm.cohort import is_synthetic, load_image, load_labels, resize_image
 from echovlsm.evaluation import dice
-from echovlsm.explorer.pictures import Answer, ExplorerError, Key, Picture
+from echovlsm.explorer.images import Answer, CohortImage, ExplorerError, Key
 from echovlsm.models import MODELS
 from echovlsm.prompts import LEVELS, Missing, attributes_of, levels_of, make_prompt, name_shape
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from torch import nn
 
 T = TypeVar("T")
+REMEMBER = 64
+"""How many encodings are kept for each model."""
+_COLUMNS = (
+    *(
+        "name",
+        "path",
+        "cohort",
+        "kind",
+        "model",
+        "prompt",
+        "strategy",
+        "encoders",
+        "seed",
+        "scale",
+        "profile",
+    ),
+    *("weights", "negatives", "val_dice"),
+)
 
 
 class Explorer:
-    """Ask models about the pictures of one cohort.
+    """Ask models about the images of one cohort.
 
     Parameters
     ----------
@@ -41,46 +59,35 @@ class Explorer:
         Name to model; of each, `encode_image`, `text_features` and `decode` are used.
     missing
         What a prompt does where the cohort lacks an attribute: ``omit`` its clause or ``error``.
-    remember
-        How many encodings are kept for each model.
 
     Raises
     ------
     ExplorerError
-        No pictures or no models.
+        No images or no models.
     """
 
     def __init__(
-        self,
-        frames: pd.DataFrame,
-        nets: Mapping[str, nn.Module],
-        *,
-        missing: Missing = "omit",
-        remember: int = 64,
+        self, frames: pd.DataFrame, nets: Mapping[str, nn.Module], *, missing: Missing = "omit"
     ) -> None:
         if frames.empty:
-            raise ExplorerError("frames: no pictures; check the cohort and the split")
+            raise ExplorerError("frames: no images; check the cohort and the split")
         if not nets:
             raise ExplorerError("nets: no model; give at least one")
         self.frames = frames.reset_index(drop=True)
-        self.frames.attrs = frames.attrs
         self.meta: dict[str, Any] = frames.attrs.get("meta") or {}
         self.synthetic = is_synthetic(frames)
         self.levels = levels_of(self.synthetic)
         self.missing: Missing = missing
-        self.remember = remember
         keys = zip(frames["patient"], frames["view"], frames["phase"], strict=True)
         self._rows: dict[Key, int] = {key: number for number, key in enumerate(keys)}
         self._nets = {name: net.eval() for name, net in nets.items()}
-        self._pictures: OrderedDict[Key, Picture] = OrderedDict()
+        self._images: OrderedDict[Key, CohortImage] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, Key], Any] = OrderedDict()
         self._texts: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
-    # -- what there is ------------------------------------------------------------------------------
-
     @property
     def keys(self) -> list[Key]:
-        """Patient, view and phase of every picture, in the cohort's order."""
+        """Patient, view and phase of every image, in the cohort's order."""
         return list(self._rows)
 
     @property
@@ -88,14 +95,8 @@ class Explorer:
         """Names of the models."""
         return list(self._nets)
 
-    def net(self, name: str) -> nn.Module:
-        """The model of a name.
-
-        Raises
-        ------
-        ExplorerError
-            There is none.
-        """
+    def net(self, name: str | None = None) -> nn.Module:
+        """The model of a name, by default the first; ExplorerError where there is none."""
         return self._nets[self._known(name)]
 
     def add(self, name: str, net: nn.Module) -> None:
@@ -105,49 +106,39 @@ class Explorer:
                 del store[key]
         self._nets[name] = net.eval()
 
-    def picture(self, key: Key) -> Picture:
-        """The picture of patient, view and phase.
-
-        Raises
-        ------
-        ExplorerError
-            The cohort has no such picture.
-        """
+    def image(self, key: Key) -> CohortImage:
+        """The image of patient, view and phase; ExplorerError where the cohort has none."""
         if key not in self._rows:
             have = ", ".join(f"{view} {phase}" for patient, view, phase in self._rows if patient == key[0])
             patients = dict.fromkeys(patient for patient, _, _ in self._rows)
             hint = f"of {key[0]} there are {have}" if have else f"patients: {', '.join(list(patients)[:5])}…"
-            raise ExplorerError(f"no picture {' '.join(key)}; {hint}")
-        return self._once(self._pictures, key, lambda: self._open(key))
+            raise ExplorerError(f"no image {' '.join(key)}; {hint}")
+        return self._once(self._images, key, lambda: self._open(key))
 
-    def _open(self, key: Key) -> Picture:
-        import pandas as pd
-
+    def _open(self, key: Key) -> CohortImage:
         row = self.frames.iloc[self._rows[key]]
         names = ("view", "phase", "sex", "age", "quality")
         known = {name: row[name] for name in names if name in row and not pd.isna(row[name])}
         labels = None if pd.isna(row["labels"]) else load_labels(row)
-        return Picture(key, load_image(row), labels, known)
+        return CohortImage(key, load_image(row), labels, known)
 
     def prompt(self, key: Key, structure: str, level: str, variant: int = 0) -> str:
-        """The authors' sentence of this level for a structure of a picture."""
-        picture = self.picture(key)
-        known = dict(picture.known)
-        truth = picture.reference(structure)
+        """The authors' sentence of this level for a structure of an image."""
+        image = self.image(key)
+        known = dict(image.known)
+        truth = image.reference(structure)
         if "shape" in attributes_of(level, self.synthetic) and truth is not None and truth.any():
             known["shape"] = name_shape(truth)
         options = {"missing": self.missing, "synthetic": self.synthetic}
         return make_prompt(structure, level, variant, **known, **options)
 
-    # -- answers ------------------------------------------------------------------------------------
-
     def ask(self, key: Key, text: str, net: str | None = None) -> Answer:
-        """What a model (by default the first) outlines in a picture when it reads `text`.
+        """What a model (by default the first) outlines in an image when it reads `text`.
 
         Raises
         ------
         ExplorerError
-            Unknown picture or model.
+            Unknown image or model.
         ModelError
             The text is longer than the model can read.
         """
@@ -155,12 +146,8 @@ class Explorer:
 
     def ask_all(self, key: Key, texts: Sequence[str], net: str | None = None) -> list[Answer]:
         """What `ask` gives for each of these sentences, read at once."""
-        import torch
-
         probability = self._maps(key, texts, net).sigmoid()
-        shape = self.picture(key).image.shape
-        options = {"size": shape, "mode": "bilinear", "align_corners": False}
-        large = torch.nn.functional.interpolate(probability[None], **options)
+        large = _resized(probability[None], self.image(key).pixels.shape)
         return [Answer(one) for one in large[0].numpy()]
 
     def small_map(self, key: Key, text: str, net: str | None = None) -> np.ndarray:
@@ -174,13 +161,12 @@ class Explorer:
         name = self._known(net)
         model = self._nets[name]
         with torch.no_grad():
-            maps = self._once(self._encodings, (name, key), lambda: self._encode(name, key))
-            condition = self._once(self._texts, (name, *texts), lambda: self._read(name, texts))
+            maps = self._once(self._encodings, (name, key), lambda: self._encode(model, key))
+            condition = self._once(self._texts, (name, *texts), lambda: _read(model, texts))
             logits = model.decode(maps, condition).float()
             side = (model.image_size, model.image_size)
             if tuple(logits.shape[-2:]) != side:
-                options = {"size": side, "mode": "bilinear", "align_corners": False}
-                logits = torch.nn.functional.interpolate(logits[:, None], **options)[:, 0]
+                logits = _resized(logits[:, None], side)[:, 0]
         return logits.cpu()
 
     def _known(self, net: str | None) -> str:
@@ -189,45 +175,72 @@ class Explorer:
             raise ExplorerError(f"no model {name!r}; there are: {', '.join(self._nets)}")
         return name
 
-    def _encode(self, name: str, key: Key) -> Any:
-        model = self._nets[name]
-        small = resize_image(self.picture(key).image, model.image_size)
+    def _encode(self, model: nn.Module, key: Key) -> Any:
+        small = resize_image(self.image(key).pixels, model.image_size)
         return model.encode_image(model.normalise(small[None]))
-
-    def _read(self, name: str, texts: Sequence[str]) -> Any:
-        model = self._nets[name]
-        device = next(model.parameters()).device
-        return model.text_features(*(part.to(device) for part in model.tokenize(texts)))
 
     def _once(self, store: OrderedDict[Any, T], key: Any, make: Callable[[], T]) -> T:
         """What `store` holds under `key`, made if it is not there; the longest unused leaves."""
         if key not in store:
             store[key] = make()
-            while len(store) > self.remember:
+            while len(store) > REMEMBER:
                 store.popitem(last=False)
         store.move_to_end(key)
         return store[key]
 
     def worst(
-        self,
-        structure: str,
-        level: str,
-        net: str | None = None,
-        *,
-        threshold: float = 0.5,
-        keys: Iterable[Key] | None = None,
+        self, structure: str, level: str, net: str | None = None, threshold: float = 0.5
     ) -> pd.DataFrame:
-        """Dice of every picture that has a reference, the worst first: `patient, view, phase, dice`."""
-        import pandas as pd
-
+        """Dice of every image that has a reference, the worst first: `patient, view, phase, dice`."""
         rows = []
-        for key in self.keys if keys is None else keys:
-            truth = self.picture(key).reference(structure)
+        for key in self.keys:
+            truth = self.image(key).reference(structure)
             if truth is not None:
                 answer = self.ask(key, self.prompt(key, structure, level), net)
                 rows.append((*key, dice(answer.mask(threshold), truth)))
         table = pd.DataFrame(rows, columns=["patient", "view", "phase", "dice"])
         return table.sort_values("dice", kind="stable", ignore_index=True)
+
+
+def _read(model: nn.Module, texts: Sequence[str]) -> Any:
+    device = next(model.parameters()).device
+    return model.text_features(*(part.to(device) for part in model.tokenize(texts)))
+
+
+def _resized(maps: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Maps (N, C, h, w) at another size (H, W), bilinear."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def choose_images(frames: pd.DataFrame, count: int = 4, first: Key | None = None) -> list[Key]:
+    """Images that differ: other patients, and as far as possible other views, phases and qualities.
+
+    `first` comes first; by default the cohort's first.
+    """
+    chosen: list[tuple[str, ...]] = []
+    columns = ("patient", "view", "phase", "quality")
+    rows = [tuple(str(getattr(row, name, "")) for name in columns) for row in frames.itertuples()]
+
+    def new(row: tuple[str, ...]) -> int:
+        return sum(4 * (row[0] != other[0]) + sum(map(str.__ne__, row[1:], other[1:])) for other in chosen)
+
+    while rows and len(chosen) < count:
+        opening = first is not None and not chosen
+        best = next(row for row in rows if row[:3] == first) if opening else max(rows, key=new)
+        rows.remove(best)
+        chosen.append(best)
+    return [(patient, view, phase) for patient, view, phase, _ in chosen]
+
+
+def level_names() -> dict[str, str]:
+    """Prompt level to what it adds, for menus: ``P2 · view``."""
+    names = {"P0": "P0 · nothing", "P1": "P1 · structure"}
+    for before, level in pairwise(LEVELS[1:]):
+        added = set(attributes_of(level)) - set(attributes_of(before))
+        names[level] = f"{level} · {', '.join(sorted(added))}"
+    return names
 
 
 # -- runs ---------------------------------------------------------------------------------------------------
@@ -243,23 +256,16 @@ def trained_runs(folder: str | Path = "runs") -> pd.DataFrame:
         `scale`, `profile`, `weights` (that it started from), `negatives`, `val_dice`; NA where a record does
         not say it. Empty if there is none.
     """
-    import pandas as pd
-
-    columns = "name path cohort kind model prompt strategy encoders seed scale profile weights"
-    columns += " negatives val_dice"
     rows = []
     for file in sorted(paths.resolve(folder).rglob("run.yaml")):
         run = RunFolder(file.parent)
         if not run.complete or not list((run / "weights").glob("*.safetensors")):
             continue
-        record = run.record
-        values = {**record.get("parameters", {}), **record}
-        if values.get("model") not in MODELS:  # the reference without words cannot be asked
-            continue
-        values |= {"name": run.path.name, "path": str(run.path), "val_dice": record.get("val_dice")}
-        values.setdefault("negatives", 0)  # of runs before there were any
-        rows.append({name: values.get(name) for name in columns.split()})
-    table = pd.DataFrame(rows, columns=columns.split())
+        values = {"negatives": 0} | run.record.get("parameters", {}) | run.record
+        if values.get("model") in MODELS:  # the reference without words cannot be asked
+            values |= {"name": run.path.name, "path": str(run.path)}
+            rows.append([values.get(name) for name in _COLUMNS])
+    table = pd.DataFrame(rows, columns=_COLUMNS)
     table = table.sort_values("val_dice", ascending=False, kind="stable", ignore_index=True)
     twice = table["name"].duplicated(keep=False)
     table.loc[twice, "name"] = table["name"] + " (" + table["profile"].astype(str) + ")"
@@ -273,8 +279,8 @@ def choose_run(
 ) -> dict[str, Any] | None:
     """The run to open first: the named one, else the profile's best on the cohort; None without any.
 
-    The best is that with the highest validation Dice of those that learned from the cohort (strategy `real`),
-    or, without such a one, of all.
+    The best has the highest validation Dice of those that learned from the cohort (strategy `real`), or,
+    without such a one, of all.
 
     Raises
     ------
@@ -311,13 +317,7 @@ def describe_choice(run: Mapping[str, Any] | None) -> str:
 def load_nets(
     run: Mapping[str, Any] | None, model: str = "clipseg", weights: str | Path = "data/weights/clipseg-tiny"
 ) -> dict[str, nn.Module]:
-    """A run's model and the weights that it started from; without a run the given weights alone.
-
-    Returns
-    -------
-    dict
-        Name to model: the run's name first, then ``zero-shot (<weights>)``.
-    """
+    """A run's model under its name, then the weights that it started from; without a run the given ones."""
     if run is None:
         return {zero_shot_name(weights): models.load(model, weights)}
     return {
@@ -329,63 +329,3 @@ def load_nets(
 def zero_shot_name(weights: str | Path) -> str:
     """How a model that was not trained on echocardiograms is called."""
     return f"zero-shot ({Path(str(weights)).name})"
-
-
-# -- pictures -----------------------------------------------------------------------------------------------
-
-
-def paint(
-    image: np.ndarray,
-    colour: str,
-    *,
-    mask: np.ndarray | None = None,
-    truth: np.ndarray | None = None,
-    probability: np.ndarray | None = None,
-    fill: float = 0.25,
-    enlarge: int = 2,
-) -> np.ndarray:
-    """A picture with an answer on it.
-
-    Parameters
-    ----------
-    image
-        uint8 (H, W).
-    colour
-        Hexadecimal colour of the structure.
-    mask, truth
-        Answer and reference, bool (H, W): the answer filled and outlined, the reference outlined in white.
-    probability
-        float (H, W), 0 to 1: laid over the picture in the structure's colour instead of the filled mask.
-    fill
-        How strongly the mask is filled, 0 to 1.
-    enlarge
-        Factor by which the picture is enlarged, so that outlines are fine.
-
-    Returns
-    -------
-    ndarray
-        uint8 (enlarge H, enlarge W, 3).
-    """
-    paint_with = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32)
-    canvas = np.repeat(image.astype(np.float32)[..., None], 3, axis=2)
-    share = None
-    if probability is not None:
-        share = 0.75 * probability.astype(np.float32)
-    elif mask is not None:
-        share = fill * mask.astype(np.float32)
-    if share is not None:
-        canvas += share[..., None] * (paint_with - canvas)
-    canvas = canvas.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    for area, ink in ((truth, np.float32(255)), (mask, paint_with)):
-        if area is not None:
-            canvas[masks.outline(area.repeat(enlarge, axis=0).repeat(enlarge, axis=1))] = ink
-    return canvas.round().clip(0, 255).astype(np.uint8)
-
-
-def level_names() -> dict[str, str]:
-    """Prompt level to what it adds, for menus: ``P2 · view``."""
-    names = {"P0": "P0 · nothing", "P1": "P1 · structure"}
-    for before, level in pairwise(LEVELS[1:]):
-        added = set(attributes_of(level)) - set(attributes_of(before))
-        names[level] = f"{level} · {', '.join(sorted(added))}"
-    return names

@@ -13,10 +13,12 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
+import html
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +26,9 @@ import numpy as np
 from echovlsm import STRUCTURES, models
 from echovlsm.base import RunFolder, files, paths
 from echovlsm.cohort import CohortError, read_cohort, resize_image
-from echovlsm.explorer import sentences
-from echovlsm.explorer import static as explorer_static
-from echovlsm.explorer.asking import Explorer, describe_choice, trained_runs
-from echovlsm.explorer.pictures import ExplorerError
+from echovlsm.explorer import sentences, static
+from echovlsm.explorer.asking import Explorer, choose_images, describe_choice, trained_runs
+from echovlsm.explorer.images import ExplorerError, Key
 from echovlsm.explorer.static import ARTIFICIAL
 from echovlsm.models import ModelError
 from echovlsm.phantom import draw_cohort_patient, simulate
@@ -78,11 +79,11 @@ def write_model(net: CLIPSeg, folder: Path) -> dict[str, Any]:
         places[name] = {"start": start, "length": values.size}
         start += values.size
     stored = b"".join(values.tobytes() for values in tensors.values())
-    pieces = [stored[at : at + PART_BYTES] for at in range(0, len(stored), PART_BYTES)]
+    pieces = [stored[at : at + PART_BYTES] for at in range(0, size, PART_BYTES)]
     model = {
         "config": config,
         "tensors": places,
-        "bytes": len(stored),
+        "bytes": size,
         "parts": len(pieces),
         "tokenizer": json.loads(net.tokenizer.backend_tokenizer.to_str()),
         "tokenizer_config": {},
@@ -95,7 +96,7 @@ def write_model(net: CLIPSeg, folder: Path) -> dict[str, Any]:
         for number, piece in enumerate(pieces):
             (partial / f"part-{number}.js").write_text(_register(identity, number, _text(piece)))
         (partial / "parity.json").write_text(json.dumps({"model": identity, **parity}, indent=1) + "\n")
-    megabytes = round(len(stored) * 4 / 3e6, 1)
+    megabytes = round(size * 4 / 3e6, 1)
     return {"folder": MODEL, "id": identity, "megabytes": megabytes, "parity": parity}
 
 
@@ -117,22 +118,18 @@ def _configuration(net: CLIPSeg) -> dict[str, Any]:
     if config.use_complex_transposed_convolution:
         raise ExplorerError("model: a page runs CLIPSeg's simple transposed convolution only, as rd64 has it")
     decoder_act = net.segmenter.decoder.layers[0].mlp.config.hidden_act
-    parts = {
-        "vision": {"heads": vision.num_attention_heads, "act": vision.hidden_act},
-        "decoder": {"heads": config.decoder_num_attention_heads, "act": decoder_act},
-        "text": {
-            "heads": text.num_attention_heads,
-            "act": text.hidden_act,
-            "layers": text.num_hidden_layers,
-            "width": text.hidden_size,
-            "eos": text.eos_token_id,
-            "places": text.max_position_embeddings,
-        },
+    parts: dict[str, dict[str, Any]] = {
+        name: {"heads": heads, "act": act, "eps": eps}
+        for name, heads, act, eps in (
+            ("vision", vision.num_attention_heads, vision.hidden_act, vision.layer_norm_eps),
+            ("decoder", config.decoder_num_attention_heads, decoder_act, vision.layer_norm_eps),
+            ("text", text.num_attention_heads, text.hidden_act, text.layer_norm_eps),
+        )
     }
-    for name, values in parts.items():
-        values["eps"] = (text if name == "text" else vision).layer_norm_eps
-        if values["act"] not in ACTIVATIONS:
-            raise ExplorerError(f"model: a page knows {' and '.join(ACTIVATIONS)}, not {values['act']}")
+    parts["text"] |= {"layers": text.num_hidden_layers, "width": text.hidden_size}
+    parts["text"] |= {"eos": text.eos_token_id, "places": text.max_position_embeddings}
+    if strange := {part["act"] for part in parts.values()} - set(ACTIVATIONS):
+        raise ExplorerError(f"model: a page knows {' and '.join(ACTIVATIONS)}, not {', '.join(strange)}")
     if net.image_size % vision.patch_size:
         raise ExplorerError(f"model: patches of {vision.patch_size} do not fill {net.image_size} pixels")
     return {
@@ -211,7 +208,48 @@ def _parity(net: CLIPSeg) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-# -- whose images -------------------------------------------------------------------------------------------
+# -- in the book --------------------------------------------------------------------------------------------
+
+
+def book_page(
+    run: Mapping[str, Any] | None, ask: Explorer, keys: Sequence[Key], folder: Path, *, scale: str
+) -> tuple[str, dict[str, Any]]:
+    """The explorer of a page of the book, whose static files get the run's model.
+
+    Parameters
+    ----------
+    run, ask
+        A row of `asking.trained_runs` or None, and the explorer of its `asking.load_nets`.
+    keys
+        Images to publish.
+    folder
+        Static files of the page.
+
+    Returns
+    -------
+    str, dict
+        HTML, empty for a real cohort; and what rounding the weights changed, empty where there is no model.
+    """
+    live = publish(run, ask, folder)
+    if ask.meta.get("kind") not in ARTIFICIAL:
+        return "", {}
+    names = dict(zip(ask.nets, ["trained", "before training"] if run else ["before training"], strict=True))
+    payload = static.answers(ask, keys, scale=scale, nets=names, live=live)
+    return static.page(payload), live["parity"] if live else {}
+
+
+def publish(run: Mapping[str, Any] | None, ask: Explorer, folder: Path) -> dict[str, Any] | None:
+    """Put a run's model, the first of `ask`, into the static files of its page; an earlier one goes.
+
+    None where a page gets no model: without a run, of a real cohort, or where the model learned from patients
+    or is no CLIPSeg.
+    """
+    files.remove(folder)
+    if run is None or run["model"] != "clipseg" or ask.meta.get("kind") not in ARTIFICIAL:
+        return None
+    if learned_from_patients(RunFolder(run["path"]).record):
+        return None
+    return write_model(ask.net(), folder / MODEL)
 
 
 def learned_from_patients(record: Mapping[str, Any]) -> bool:
@@ -223,73 +261,22 @@ def learned_from_patients(record: Mapping[str, Any]) -> bool:
     return bool(before and before.is_file() and learned_from_patients(RunFolder(before.parent).record))
 
 
-def publish(run: Mapping[str, Any] | None, ask: Explorer, folder: Path) -> dict[str, Any] | None:
-    """Put the model of a run into the static files of its page; None where a page gets none.
-
-    There is none of a model that learned from patients or is no CLIPSeg, of a real cohort, or without a run.
-
-    Parameters
-    ----------
-    run
-        A row of `asking.trained_runs`.
-    ask
-        The explorer, whose first model is the run's.
-    folder
-        Static files of the page; an earlier model in it goes.
-    """
-    files.remove(folder)
-    if run is None or run["model"] != "clipseg" or ask.meta.get("kind") not in ARTIFICIAL:
-        return None
-    if learned_from_patients(RunFolder(run["path"]).record):
-        return None
-    return write_model(ask.net(ask.nets[0]), folder / MODEL)
-
-
 # -- a page of its own --------------------------------------------------------------------------------------
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>EchoVLSM: type a sentence</title>
-<link rel="stylesheet" href="echovlsm.css">
-<style>
-:root {{ color-scheme: light dark; --pst-color-primary: light-dark(#176de8, #8fb8ff);
-  --pst-color-border: light-dark(#c9c9c9, #555); --pst-color-surface: light-dark(#f5f5f5, #222);
-  --pst-color-text-base: light-dark(#222, #eee); --pst-color-text-muted: light-dark(#555, #bbb); }}
-body {{ max-width: 60rem; margin: 0 auto; padding: 1rem; font-family: system-ui, sans-serif;
-  color: var(--pst-color-text-base); background: light-dark(#fff, #121212); }}
-* {{ box-sizing: border-box; }}
-</style>
-<script src="explorer.js" defer></script>
-</head>
-<body>
-<main class="bd-content">
-<h1>Type a sentence, see what it outlines</h1>
-<p>{about}</p>
-{warning}{explorer}
-</main>
-</body>
-</html>
-"""
 
 
 def export(
     run: str | Path, out: str | Path | None = None, *, real: bool = False, images: int = 4
 ) -> tuple[Path, str]:
-    """Write a page of its own that runs a run's model in the browser.
+    """Write a page of its own that runs the model of a complete CLIPSeg run in the browser.
 
     Parameters
     ----------
-    run
-        Folder of a complete run of CLIPSeg.
     out
         Folder for the page; by default `explorer` in the run's.
     real
         Export also a model that learned from patients: without any image, to a folder outside this project.
     images
-        Images of the run's cohort to put in; none of a real one.
+        How many images of the run's cohort to put in; none of a real one.
 
     Returns
     -------
@@ -299,10 +286,8 @@ def export(
     Raises
     ------
     ExplorerError
-        The run cannot be exported, or not to there; the message says why.
+        The run cannot be exported, or not to there.
     """
-    import html
-
     record = RunFolder(run)
     found = trained_runs(record.path)
     found = found[found["path"] == str(record.path)]
@@ -326,21 +311,21 @@ def export(
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(_STATIC / name, partial / name)
         if ask:
-            keys = explorer_static.choose_pictures(ask.frames, images)
-            payload = explorer_static.answers(ask, keys, scale=str(row["scale"]), live=live)
+            keys = choose_images(ask.frames, images)
+            payload = static.answers(ask, keys, scale=str(row["scale"]), live=live)
         else:
-            payload = explorer_static.without_images(str(row["name"]), live)
-        page = _PAGE.format(
+            payload = static.without_images(str(row["name"]), live)
+        page = Template((_STATIC / "explorer" / "page.html").read_text()).substitute(
             about=html.escape(describe_choice(row)).replace("&amp;#", "&#"),  # already safe for Markdown
             warning=f"<p><strong>{html.escape(warning)}</strong></p>\n" if warning else "",
-            explorer=explorer_static.page(payload),
+            explorer=static.page(payload),
         )
         (partial / "index.html").write_text(page)
     return target / "index.html", warning
 
 
 def _warning(record: RunFolder, target: Path, real: bool) -> str:
-    """The licence's warning for a run on patients, once its export is asked for and leads out of here."""
+    """The licence's warning for a run on patients, whose export has to be asked for and lead out of here."""
     cohort = record.record.get("cohort", "?")
     if not real:
         raise ExplorerError(
@@ -368,10 +353,5 @@ def _cohort(record: RunFolder, net: CLIPSeg) -> Explorer | None:
         return None
     if frames is None or (frames.attrs.get("meta") or {}).get("kind") not in ARTIFICIAL:
         return None
-    chosen = frames[frames["split"] == "test"]
-    chosen = frames if chosen.empty else chosen
-    chosen.attrs = frames.attrs
-    return Explorer(chosen, {"trained": net})
-
-
-# -- command line -------------------------------------------------------------------------------------------
+    test = frames[frames["split"] == "test"]
+    return Explorer(frames if test.empty else test, {"trained": net})

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from echovlsm.base import files, paths
 from echovlsm.evaluation import bootstrap_interval, dice
 from echovlsm.explorer.asking import Explorer
-from echovlsm.explorer.pictures import LEAST_SHARE, ExplorerError, Key, sector
-
-if TYPE_CHECKING:
-    import pandas as pd
+from echovlsm.explorer.images import LEAST_SHARE, ExplorerError, Key, sector
 
 _FRAMES = (
     *("{} of the heart.", "{} in the cardiac ultrasound.", "{} of the heart", "{} in the cardiac ultrasound"),
@@ -89,44 +87,35 @@ KINDS: Mapping[str, Sequence[tuple[str | None, str]]] = {
 """Kind of sentence to pairs of the structure that it names, if any, and the sentence."""
 
 RECORD = "data/results/explorer"
-"""What the demo's run answered when it learned without sentences about something else."""
+"""Answers of a run on record that learned without sentences about something else."""
 
 
 def try_sentences(ask: Explorer, net: str | None = None) -> pd.DataFrame:
-    """Ask a model all sixty sentences about every image that has a reference.
-
-    Parameters
-    ----------
-    ask
-        The images and the models.
-    net
-        Name of the model; by default the first.
+    """Ask a model, by default the first, all sixty sentences about every image that has a reference.
 
     Returns
     -------
     DataFrame
-        One row an image and sentence: `patient, view, phase, kind, structure, sentence, outlined` (1.0 where
+        One row per image and sentence: `patient, view, phase, kind, structure, sentence, outlined` (1.0 where
         the answer is at least `LEAST_SHARE` of the sector, else 0.0), `dice` (NaN for something else).
     """
-    import pandas as pd
-
     asked = [(kind, *pair) for kind, pairs in KINDS.items() for pair in pairs]
     texts = [text for _, _, text in asked]
     rows = []
     for key in ask.keys:
-        picture = ask.picture(key)
-        if picture.labels is None:
+        image = ask.image(key)
+        if image.labels is None:
             continue
-        seen = sector(picture.image)
+        seen = sector(image.pixels)
         for (kind, name, text), answer in zip(asked, ask.ask_all(key, texts, net), strict=True):
             mask = answer.mask()
-            score = dice(mask, picture.reference(name)) if name else math.nan
+            score = dice(mask, image.reference(name)) if name else math.nan
             rows.append((*key, kind, name, text, float(mask[seen].mean() >= LEAST_SHARE), score))
     columns = ["patient", "view", "phase", "kind", "structure", "sentence", "outlined", "dice"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def median_picture(tried: pd.DataFrame) -> Key:
+def median_image(tried: pd.DataFrame) -> Key:
     """The image whose mean Dice under the right words is the median of all, of an even number the lower."""
     right = tried[tried["kind"] == "right words"]
     means = right.groupby(["patient", "view", "phase"], sort=False)["dice"].mean().sort_values(kind="stable")
@@ -139,7 +128,7 @@ def by_patient(tried: pd.DataFrame) -> pd.DataFrame:
 
 
 def recorded(data_hash: str) -> pd.DataFrame | None:
-    """What `by_patient` gave of the run on record; None where its images were others than those hashed."""
+    """`by_patient` of the run on record; None where it was asked about other images than those hashed."""
     about, remedy = paths.resolve(RECORD) / "about.yaml", "restore it from the repository"
     if not about.is_file() or files.read_yaml(about, ExplorerError, remedy).get("data_hash") != data_hash:
         return None
@@ -154,17 +143,15 @@ def compare(now: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.DataFra
     Parameters
     ----------
     now, before
-        Tables of `by_patient`; of the same patients.
+        Tables of `by_patient`, of the same patients.
 
     Returns
     -------
     DataFrame
-        One row a kind: `outlined` and `dice` (NaN for something else); with `before` also `outlined_before`,
-        `outlined_change`, `outlined_low`, `outlined_high` (95 % interval of the change, over patients), and
-        the same of Dice.
+        One row per kind: `outlined` and `dice` (NaN for something else); with `before` also
+        `outlined_before`, `outlined_change`, `outlined_low`, `outlined_high` (95 % interval of the change,
+        over patients), and the same of Dice.
     """
-    import pandas as pd
-
     rows = {}
     for kind, part in now.set_index("patient").groupby("kind", sort=False):
         row = part[["outlined", "dice"]].mean().to_dict()
@@ -180,12 +167,15 @@ def compare(now: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.DataFra
 
 
 def told(compared: pd.DataFrame) -> str:
-    """The table of `compare` in words."""
+    """The table of `compare` as a sentence."""
     right, words, other = (compared.loc[kind] for kind in KINDS)
-    text = f"To sentences about something else {other['outlined']:.1%} of the answers outline something"
-    if changed := "dice_change" in compared:
-        text += f" ({other['outlined_before']:.1%} without negatives in training)"
-    text += f"; Dice is {right['dice']:.3f} under right words, {words['dice']:.3f} under other words."
+    changed = "dice_change" in compared
+    before = f" ({other['outlined_before']:.1%} without negatives in training)" if changed else ""
+    text = (
+        f"Asked about something else, the model outlines something in {other['outlined']:.1%} of the answers"
+        f"{before}; mean Dice is {right['dice']:.3f} under right words and {words['dice']:.3f} under other "
+        "words."
+    )
     if changed:
         text += (
             f" Without negatives the two were {right['dice_before']:.3f} and {words['dice_before']:.3f}"

@@ -1,31 +1,35 @@
-"""The explorer in JupyterLab: widgets over `asking.Explorer`, and nothing else.
+"""The explorer in JupyterLab: widgets over `asking.Explorer`.
 
-view = ExplorerView(cohorts=["data/cohorts/phantom-demo"], runs_folder="runs")
-view.widget
+ExplorerView(["data/cohorts/phantom-demo"]).widget
 """
 
 from __future__ import annotations
 
 import html
-import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-from PIL import Image
+import pandas as pd
 
 from echovlsm import STRUCTURES
 from echovlsm.base import figures, paths
 from echovlsm.cohort import read_cohort
 from echovlsm.evaluation import dice
-from echovlsm.explorer.asking import Explorer, level_names, load_nets, paint, trained_runs, zero_shot_name
-from echovlsm.explorer.pictures import LEAST_SHARE, Answer, ExplorerError, Key, share_outlined
-
-if TYPE_CHECKING:
-    import pandas as pd
+from echovlsm.explorer.asking import Explorer, level_names, load_nets, trained_runs, zero_shot_name
+from echovlsm.explorer.images import (
+    LEAST_SHARE,
+    Answer,
+    ExplorerError,
+    Key,
+    encode,
+    paint,
+    share_outlined,
+)
 
 AT_ONCE = 150
 """Milliseconds within which an answer follows every key that is typed."""
@@ -56,27 +60,18 @@ class Side:
 
 
 class ExplorerView:
-    """Pick a picture, give a sentence, see what a model outlines; two models or sentences side by side.
+    """Pick an image, give a sentence, see what a model outlines; two models or sentences side by side.
 
     Parameters
     ----------
     cohorts
-        Cohort folders to choose from; the first is shown.
-    runs_folder
-        Where trained runs are looked for.
+        Cohort folders to choose from; the first is shown. ExplorerError without any.
     split
-        Split whose pictures are offered; empty: all.
+        Split whose images are offered; empty: all.
     run
         Path of the run to start with; empty: the first of `trained_runs`.
     model, weights
         Model and weights that are shown where there is no run, and as zero-shot.
-    level
-        Prompt level to start with; empty: the run's own, or P1.
-
-    Raises
-    ------
-    ExplorerError
-        No cohort to show.
     """
 
     def __init__(
@@ -88,7 +83,6 @@ class ExplorerView:
         run: str = "",
         model: str = "clipseg",
         weights: str = "data/weights/clipseg-tiny",
-        level: str = "",
     ) -> None:
         if not cohorts:
             raise ExplorerError("cohorts: none here; run notebooks/01_cohort.ipynb, or name a cohort folder")
@@ -97,7 +91,6 @@ class ExplorerView:
         self.message = widgets.HTML()
         first = self.runs[self.runs["path"] == str(paths.resolve(run))] if run else self.runs[:1]
         self._nets: dict[str, Any] = {}
-        self._shown: Key | None = None
         self._busy = False
         self._ranked: pd.DataFrame | None = None
         self._place = -1
@@ -105,9 +98,8 @@ class ExplorerView:
         self._open_cohort()
         start = "" if first.empty else str(first.iloc[0]["name"])
         self._offer_nets(start)
-        known = str(first.iloc[0]["prompt"]) if start else "P1"
         for side in (self.left, self.right):
-            self._offer_levels(side, level or known)
+            self._offer_levels(side, str(first.iloc[0]["prompt"]) if start else "P1")
         self._watch()
         if not start:
             self.message.value = (
@@ -129,7 +121,7 @@ class ExplorerView:
         )
         self.threshold = widgets.FloatSlider(0.5, min=0.05, max=0.95, step=0.05, description="threshold")
         self.layer = widgets.ToggleButtons(
-            description="show", options=["outline", "overlay", "probability", "picture"]
+            description="show", options=["outline", "overlay", "probability", "image only"]
         )
         self.reference = widgets.Checkbox(True, description="reference contour (white)")
         self.next_worst = widgets.Button(description="next worst case", icon="step-forward")
@@ -154,19 +146,13 @@ class ExplorerView:
     def _open_cohort(self) -> None:
         frames = read_cohort(paths.resolve(self.cohort.value))
         chosen = frames[frames["split"] == self.split] if self.split else frames
-        if chosen.empty:
-            chosen = frames
-        chosen.attrs = frames.attrs
-        self.explorer = Explorer(chosen, self._nets or self._first_nets())
+        self._nets = self._nets or load_nets(None, self.model, self.weights)
+        self.explorer = Explorer(frames if chosen.empty else chosen, self._nets)
         self._ranked = None
         patients = list(dict.fromkeys(patient for patient, _, _ in self.explorer.keys))
         self.patient.options = patients
         self.patient.value = patients[0]
         self._offer_views()
-
-    def _first_nets(self) -> dict[str, Any]:
-        self._nets = load_nets(None, self.model, self.weights)
-        return self._nets
 
     def _offer_views(self) -> None:
         have = [key for key in self.explorer.keys if key[0] == self.patient.value]
@@ -185,10 +171,8 @@ class ExplorerView:
 
     def _offer_levels(self, side: Side, level: str) -> None:
         names = level_names()
-        side.level.options = [
-            *((names[name], name) for name in self.explorer.levels),
-            (OWN_WORDS, OWN_WORDS),
-        ]
+        offered = [(names[name], name) for name in self.explorer.levels]
+        side.level.options = [*offered, (OWN_WORDS, OWN_WORDS)]
         side.level.value = level if level in self.explorer.levels else "P1"
 
     def _watch(self) -> None:
@@ -208,13 +192,22 @@ class ExplorerView:
 
     # -- events -------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """While controls are set by the program, nothing is drawn."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
+
     def _on_cohort(self, _: Any) -> None:
-        with _Quiet(self):
+        with self._quiet():
             self._open_cohort()
         self.refresh()
 
     def _on_patient(self, _: Any) -> None:
-        with _Quiet(self):
+        with self._quiet():
             self._offer_views()
         self.refresh()
 
@@ -223,10 +216,10 @@ class ExplorerView:
         if not self._busy:
             self._ranked = None
 
-    def _on_words(self, side: Side) -> Any:
+    def _on_words(self, side: Side) -> Callable[[Any], None]:
         def typed(_: Any) -> None:
             if not self._busy:
-                with _Quiet(self):
+                with self._quiet():
                     side.level.value = OWN_WORDS
                 self.refresh()
 
@@ -234,7 +227,7 @@ class ExplorerView:
 
     @property
     def key(self) -> Key:
-        """The picture that is chosen."""
+        """The image that is chosen."""
         return (str(self.patient.value), str(self.view.value), str(self.phase.value))
 
     def _net(self, name: str) -> str:
@@ -250,7 +243,7 @@ class ExplorerView:
         """Ask both sides again and draw their answers."""
         if self._busy:
             return
-        with _Quiet(self):
+        with self._quiet():
             for side in (self.left, self.right):
                 self._refresh_side(side)
 
@@ -266,42 +259,41 @@ class ExplorerView:
         except ValueError as error:  # a bad sentence is the reader's to mend: say so where he looks
             side.score.value = f"<span role='alert'>{html.escape(str(error))}</span>"
             return
-        picture = self.explorer.picture(self.key)
-        mask, truth = side.answer.mask(self.threshold.value), picture.reference(structure)
+        image = self.explorer.image(self.key)
+        mask, truth = side.answer.mask(self.threshold.value), image.reference(structure)
         score = "no reference" if truth is None else f"<b>Dice {dice(mask, truth):.3f}</b>"
-        if share_outlined(mask, picture.image) < LEAST_SHARE:
+        if share_outlined(mask, image.pixels) < LEAST_SHARE:
             score = f"<b>nothing here by that name</b> · {score}"
         side.score.value = f"{score} · answered in {milliseconds:.0f} ms"
         side.sentence.continuous_update = milliseconds < AT_ONCE  # a slow model waits for Enter
         layer = self.layer.value
-        pixels = paint(
-            picture.image,
+        painted = paint(
+            image.pixels,
             figures.STRUCTURE_COLOURS[structure],
-            mask=None if layer == "picture" else mask,
+            mask=None if layer == "image only" else mask,
             truth=truth if self.reference.value else None,
             probability=side.answer.probability if layer == "probability" else None,
             fill=0.45 if layer == "overlay" else 0.0,
         )
-        side.image.value = _png(pixels)
+        side.image.value = encode(painted, compress_level=1)
 
     def step_worst(self, *, restart: bool = False) -> None:
-        """Show the picture on which the left model does worst, then the next worst, and so on.
+        """Show the image on which the left model does worst, then the next worst, and so on.
 
         The order is that of the structure chosen, with the prompts of the left side's level.
         """
         level = self.left.level.value if self.left.level.value != OWN_WORDS else "P1"
         if self._ranked is None or restart:
-            self.message.value = "Asking about every picture …"
+            self.message.value = "Asking about every image …"
             net = self._net(self.left.net.value)
-            options = {"threshold": self.threshold.value}
-            self._ranked = self.explorer.worst(self.structure.value, level, net, **options)
+            self._ranked = self.explorer.worst(self.structure.value, level, net, self.threshold.value)
             self._place = -1
         if self._ranked.empty:
             self.message.value = "This cohort has no reference masks: there is no worst case."
             return
         self._place = (self._place + 1) % len(self._ranked)
         row = self._ranked.iloc[self._place]
-        with _Quiet(self):
+        with self._quiet():
             self.patient.value = row["patient"]
             self._offer_views()
             self.view.value, self.phase.value = row["view"], row["phase"]
@@ -312,19 +304,18 @@ class ExplorerView:
         """Save both sides as a figure with its stamp, and say where."""
         import matplotlib.pyplot as plt
 
-        picture, structure = self.explorer.picture(self.key), self.structure.value
+        image, structure = self.explorer.image(self.key), self.structure.value
+        truth = image.reference(structure)
         figure, axes = plt.subplots(1, 2, figsize=(9, 4.4))
         for axis, side in zip(axes, (self.left, self.right), strict=True):
-            truth = picture.reference(structure)
-            mask = (
-                side.answer.mask(self.threshold.value) if side.answer else np.zeros(picture.image.shape, bool)
-            )
+            mask = np.zeros(image.pixels.shape, bool)
+            if side.answer:
+                mask = side.answer.mask(self.threshold.value)
             score = "" if truth is None else f"Dice {dice(mask, truth):.3f}"
-            figures.show_picture(axis, picture.image, f"{side.net.value}\n“{side.sentence.value}”\n{score}")
-            colour = figures.STRUCTURE_COLOURS[structure]
+            figures.show_picture(axis, image.pixels, f"{side.net.value}\n“{side.sentence.value}”\n{score}")
             if truth is not None:
                 figures.outline(axis, truth, "#FFFFFF")
-            figures.outline(axis, mask, colour)
+            figures.outline(axis, mask, figures.STRUCTURE_COLOURS[structure])
         figures.heading(figure, f"{' '.join(self.key)}: {structure}, reference white")
         asked = self.runs["name"].isin([self.left.net.value, self.right.net.value])
         scales = set(self.runs.loc[asked, "scale"])
@@ -339,22 +330,3 @@ class ExplorerView:
         plt.close(figure)
         self.message.value = f"Saved {html.escape(str(path))}"
         return path
-
-
-class _Quiet:
-    """While controls are set by the program, nothing is drawn."""
-
-    def __init__(self, view: ExplorerView) -> None:
-        self.view = view
-
-    def __enter__(self) -> None:
-        self.before, self.view._busy = self.view._busy, True
-
-    def __exit__(self, *_: object) -> None:
-        self.view._busy = self.before
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()

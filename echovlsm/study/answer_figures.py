@@ -37,43 +37,44 @@ def _size_axis(axes: Axes, sizes: list[int]) -> None:
     axes.set_xlabel("annotated patients (logarithmic)")
 
 
-def plot_budget(points: pd.DataFrame, cavity: pd.DataFrame) -> Figure:
+def plot_budget(points: pd.DataFrame, cavity: pd.DataFrame | None = None) -> Figure:
     """Dice against annotated patients, an arm a line: mean of the three structures, and the cavity alone.
 
     Parameters
     ----------
     points, cavity
-        Of `answers.budget_points`, of all structures and of the left ventricular cavity: for this one it is
-        known how well a cardiologist agrees with himself, which no model can be shown to pass.
+        Of `answers.budget_points`, of all structures and, in a panel of its own, of the left ventricular
+        cavity: for this one it is known how well a cardiologist agrees with himself, which no model can be
+        shown to pass.
 
-    Bars: intervals over patients and seeds; where there is one seed, marks are hollow.
+    Bars: intervals over patients and seeds; marks of one seed are hollow.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), width_ratios=(1.25, 1))
+    tables = [points] if cavity is None else [points, cavity]
+    size = {"figsize": (5.4, 3.9)} if cavity is None else {"figsize": (9.5, 4.4), "width_ratios": (1.25, 1)}
+    figure, (panels,) = plt.subplots(1, len(tables), squeeze=False, **size)
     arms = [arm for arm in COLOURS if arm in set(points["arm"])]
-    for axes, table in ((left, points), (right, cavity)):
+    for axes, table in zip(panels, tables, strict=True):
         for place, arm in enumerate(arms):
             part = table[table["arm"] == arm].sort_values("patients")
-            axes.errorbar(
-                part["patients"].to_numpy() * 1.03 ** (place - len(arms) / 2),
-                part["dice"],
-                (part["dice"] - part["low"], part["high"] - part["dice"]),
-                color=COLOURS[arm],
-                linewidth=1.4,
-                elinewidth=1,
-                label=NAMES[arm],
-                marker=MARKS[arm],
-                markersize=5,
-                markerfacecolor=COLOURS[arm] if part["seeds"].max() > 1 else "white",
-            )
+            x = part["patients"].to_numpy() * 1.03 ** (place - len(arms) / 2)
+            bars = part["dice"] - part["low"], part["high"] - part["dice"]
+            style = {"color": COLOURS[arm], "marker": MARKS[arm], "markersize": 5}
+            axes.errorbar(x, part["dice"], bars, **style, linewidth=1.4, elinewidth=1, label=NAMES[arm])
+            single = (part["seeds"] == 1).to_numpy()
+            hollow = style | {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+            axes.plot(x[single], part["dice"].to_numpy()[single], **hollow)
         _size_axis(axes, sorted(int(size) for size in table["patients"].unique()))
+    panels[0].set_ylabel("mean Dice, validation patients")
+    panels[0].legend(loc="lower right", fontsize=9)
+    if cavity is None:
+        return figure
+    right = panels[1]
     ceiling = np.mean(YARDSTICK["left ventricular cavity", OBSERVER])
     right.axhline(ceiling, color="#555555", linestyle="--", linewidth=1)
     style = {"textcoords": "offset points", "fontsize": 8, "color": "#555555"}
     where = right.get_yaxis_transform()
     right.annotate("a cardiologist against himself", (0.02, ceiling), (0, 4), where, **style)
-    left.set_ylabel("mean Dice, validation patients")
     right.set(ylabel="Dice of the left ventricular cavity", ylim=(None, ceiling + 0.03))
-    left.legend(loc="lower right", fontsize=9)
     return figure
 
 

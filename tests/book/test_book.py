@@ -357,7 +357,7 @@ def test_stale_page_says_so(project: Path, executed: dict[str, Path]) -> None:
     book.stage("demo", executed, project / "staged", root=project)
     page = next(iter(executed))
     last = nbformat.read(project / "staged" / f"{page}.ipynb", as_version=4).cells[-1].source
-    assert "**stale**: changed since are package" in last
+    assert "**stale**: package changed since" in last
     assert "stale: package changed" in (project / "staged" / "book" / "status.md").read_text()
 
 

@@ -21,7 +21,7 @@ from echovlsm import STRUCTURES, models
 from echovlsm.evaluation import dice
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer import static as explorer_static
-from echovlsm.explorer.asking import Explorer
+from echovlsm.explorer.asking import Explorer, choose_images
 from echovlsm.published import claims, statistics, tables
 from echovlsm.published import scores as published_scores
 from tests.book.test_book import PIXEL, executed_notebook, project_files
@@ -84,13 +84,13 @@ def built(
     """A book of the real prose, stand-in notebooks and a real explorer; only made where it can be opened."""
     root = project_files(tmp_path_factory.mktemp("book") / "project")
     ask = Explorer(phantom_frames, {"tiny": models.load("clipseg", WEIGHTS)})
-    keys = explorer_static.choose_pictures(phantom_frames, 2)
+    keys = choose_images(phantom_frames, 2)
     executed = {}
     for page in book.notebook_pages(root):
         notebook = executed_notebook(f"About {Path(page).name}")
         shown = {"image/png": PIXEL, "text/plain": "<Figure>"}
-        picture = new_output("display_data", shown, metadata={"image/png": {"alt": ALT}})
-        notebook.cells.insert(4, new_code_cell("figure", outputs=[picture], id="figure"))
+        drawn = new_output("display_data", shown, metadata={"image/png": {"alt": ALT}})
+        notebook.cells.insert(4, new_code_cell("figure", outputs=[drawn], id="figure"))
         executed[page] = root / "runs" / Path(page).name / f"{Path(page).name}.ipynb"
         executed[page].parent.mkdir(parents=True)
         if page.endswith("07_published"):
@@ -152,12 +152,10 @@ def test_page_opens_quietly_and_is_accessible(opened: Any, built: SimpleNamespac
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels)), levels
 
-    pictures = page.eval_on_selector_all(
-        ".bd-article img", "all => all.map(i => [i.alt, i.naturalWidth > 0])"
-    )
-    assert all(loaded for _, loaded in pictures)
+    images = page.eval_on_selector_all(".bd-article img", "all => all.map(i => [i.alt, i.naturalWidth > 0])")
+    assert all(loaded for _, loaded in images)
     if name in built.notebooks:
-        assert ALT in [alt for alt, _ in pictures]
+        assert ALT in [alt for alt, _ in images]
         assert page.locator("table.dataframe").count() >= 1
     unnamed = page.eval_on_selector_all(
         ".bd-article :is(button, select, input, textarea, svg[role=img], canvas)", UNNAMED
@@ -203,7 +201,7 @@ def test_the_explorer_answers_as_the_model_does(opened: Any, built: SimpleNamesp
     def expected(number: int, structure: str, level: str) -> tuple[str, float]:
         key = built.keys[number]
         text = built.ask.prompt(key, structure, level)
-        truth = built.ask.picture(key).reference(structure)
+        truth = built.ask.image(key).reference(structure)
         value = dice(built.ask.ask(key, text).mask(), truth)
         return text, pytest.approx(value, abs=0.01)
 

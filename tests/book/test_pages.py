@@ -15,18 +15,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from book.tools import (
-    assets as book_assets,
-)
-from book.tools import (
-    reliability as book_reliability,
-)
-from book.tools import (
-    tables as book_tables,
-)
+from book.tools import assets as book_assets
+from book.tools import reliability as book_reliability
+from book.tools import tables as book_tables
 from book.tools.freshness import BookError, PageFacts
 from echovlsm import STRUCTURES
 from echovlsm.prompts.templates import make_prompt
+from echovlsm.study import answers
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -103,6 +98,21 @@ def test_the_first_page_says_that_there_is_no_answer_yet(tmp_path: Path) -> None
     box = book_tables.found(tmp_path, {}, [])
     assert "No answer on real hearts yet: 0 of" in box
     assert box.count("\n- ") == 1
+
+
+def test_the_first_page_draws_the_budget_that_is_on_record(tmp_path: Path) -> None:
+    drawing = tmp_path / "budget.svg"
+    assert book_tables.budget(tmp_path, drawing) == ""
+    assert not drawing.exists(), "no records, no figure"
+    told = book_tables.budget(ROOT, drawing)
+    assert told.startswith(":::{figure} budget.svg\n")
+    assert "<svg" in drawing.read_text()
+    points = answers.budget_points(answers.Records(ROOT / book_tables.STUDY))
+    single = (points["seeds"] == 1).sum()
+    assert (f"one training, which is no finding ({single} of {len(points)} points)" in told) == (single > 0)
+    assert re.search(r":alt: \d+ of \d+ runs on record: \w+", told), "the title is what is on record"
+    assert "cohort: camus (real)" in told
+    assert "{doc}`chapter 09 </notebooks/09_real_hearts>`" in told
 
 
 def test_the_first_page_tells_findings_with_interval_cohort_and_link() -> None:

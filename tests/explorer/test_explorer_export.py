@@ -19,7 +19,7 @@ from echovlsm.cohort.images import resize_image
 from echovlsm.explorer import asking as explorer
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer.asking import Explorer
-from echovlsm.explorer.pictures import ExplorerError
+from echovlsm.explorer.images import ExplorerError
 from echovlsm.phantom.cohort import draw_cohort_patient, simulate
 from tests.conftest import ROOT, WEIGHTS, call
 

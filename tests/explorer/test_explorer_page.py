@@ -25,7 +25,8 @@ from echovlsm.base import figures
 from echovlsm.cohort.images import resize_image
 from echovlsm.explorer import export as explorer_export
 from echovlsm.explorer import static as explorer_static
-from echovlsm.explorer.asking import Explorer, paint
+from echovlsm.explorer.asking import Explorer, choose_images
+from echovlsm.explorer.images import paint
 from tests.book.test_browser import PHONE, UNNAMED
 from tests.conftest import WEIGHTS
 from tests.explorer.test_explorer_export import write_run
@@ -63,7 +64,7 @@ def page_folder(
     net = models.load("clipseg", run / "weights").eval()
     test = phantom_frames[phantom_frames["split"] == "test"]
     test.attrs = phantom_frames.attrs
-    keys = explorer_static.choose_pictures(test, 3)
+    keys = choose_images(test, 3)
     return SimpleNamespace(index=index, ask=Explorer(test, {"trained": net}), net=net, keys=keys)
 
 
@@ -137,8 +138,8 @@ def test_an_answer_is_drawn_as_in_jupyterlab(page_folder: SimpleNamespace, opene
     page, text = opened(page_folder.index), SENTENCES[0]
     found = _say(page, text)
     ask, key = page_folder.ask, page_folder.keys[0]
-    picture, structure = ask.picture(key), STRUCTURES[1]
-    options = {"mask": found.mask, "truth": picture.reference(structure)}
+    image, structure = ask.image(key), STRUCTURES[1]
+    options = {"mask": found.mask, "truth": image.reference(structure)}
     layers = {
         "outline": {"fill": 0.0},
         "overlay": {"fill": 0.45},
@@ -153,7 +154,7 @@ def test_an_answer_is_drawn_as_in_jupyterlab(page_folder: SimpleNamespace, opene
                 return Array.from(canvas.getContext('2d').getImageData(0, 0, width, height).data);
             }"""
         )
-        expected = paint(picture.image, figures.STRUCTURE_COLOURS[structure], **options, **more)
+        expected = paint(image.pixels, figures.STRUCTURE_COLOURS[structure], **options, **more)
         drawn = np.array(seen, dtype=int).reshape(*expected.shape[:2], 4)
         assert (drawn[..., 3] == 255).all()
         assert (np.abs(drawn[..., :3] - expected).max(axis=2) > 2).mean() < 0.001, layer
@@ -188,7 +189,7 @@ def _drop(page: Page, name: str, kind: str, content: bytes) -> None:
 
 def test_an_own_image_is_outlined_and_stays_here(page_folder: SimpleNamespace, opened: Any) -> None:
     page, text = opened(page_folder.index), SENTENCES[0]
-    image = page_folder.ask.picture(page_folder.keys[1]).image  # wider than high
+    image = page_folder.ask.image(page_folder.keys[1]).pixels  # wider than high
     height, width = image.shape
     page.locator("textarea").first.fill(text)
     _drop(page, "mine.png", "image/png", _png(image))

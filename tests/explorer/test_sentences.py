@@ -11,9 +11,9 @@ import pytest
 
 from echovlsm import STRUCTURES, models
 from echovlsm.evaluation import dice
-from echovlsm.explorer import sentences, static
-from echovlsm.explorer.asking import Explorer
-from echovlsm.explorer.pictures import LEAST_SHARE, share_outlined
+from echovlsm.explorer import sentences
+from echovlsm.explorer.asking import Explorer, choose_images
+from echovlsm.explorer.images import LEAST_SHARE, share_outlined
 from echovlsm.prompts import make_prompts
 from echovlsm.prompts.negatives import NOUNS, other_sentences
 from tests.conftest import WEIGHTS
@@ -65,9 +65,9 @@ def test_answers_are_those_that_the_explorer_gives(tried: tuple[Explorer, pd.Dat
     for row in table.iloc[[3, 45, 75]].itertuples():
         key = (row.patient, row.view, row.phase)
         mask = ask.ask(key, row.sentence).mask()
-        assert row.outlined == (share_outlined(mask, ask.picture(key).image) >= LEAST_SHARE)
+        assert row.outlined == (share_outlined(mask, ask.image(key).pixels) >= LEAST_SHARE)
         if row.kind != "something else":
-            assert row.dice == pytest.approx(dice(mask, ask.picture(key).reference(row.structure)), abs=1e-3)
+            assert row.dice == pytest.approx(dice(mask, ask.image(key).reference(row.structure)), abs=1e-3)
 
 
 def _answers(outlined: float, values: list[float]) -> pd.DataFrame:
@@ -81,10 +81,10 @@ def _answers(outlined: float, values: list[float]) -> pd.DataFrame:
 
 def test_the_page_opens_on_the_median(phantom_frames: pd.DataFrame) -> None:
     table = _answers(1.0, [0.9, 0.1, 0.7, 0.3])
-    assert sentences.median_picture(table) == ("p3", "2CH", "ED")
+    assert sentences.median_image(table) == ("p3", "2CH", "ED")
     row = phantom_frames.iloc[5]
     key = (row["patient"], row["view"], row["phase"])
-    chosen = static.choose_pictures(phantom_frames, 3, first=key)
+    chosen = choose_images(phantom_frames, 3, first=key)
     assert chosen[0] == key
     assert len({patient for patient, _, _ in chosen}) == 3
 
@@ -100,7 +100,7 @@ def test_what_has_changed_is_told_with_its_interval() -> None:
     assert right["dice_low"] < right["dice_change"] < right["dice_high"] <= 0
     assert compared.loc["something else", "outlined_change"] == -1
     told = sentences.told(compared)
-    assert "0.0% of the answers outline something (100.0% without negatives in training)" in told
+    assert "outlines something in 0.0% of the answers (100.0% without negatives in training)" in told
     assert "-0.010, 95% interval" in told
     assert "Without negatives" not in sentences.told(sentences.compare(now))
 

@@ -38,7 +38,7 @@ from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
 from echovlsm.evaluation.scoring import ScoreError, score, score_table
 from echovlsm.evaluation.statistics import bootstrap_interval, compare
 from echovlsm.explorer.asking import choose_run, trained_runs
-from echovlsm.explorer.pictures import ExplorerError
+from echovlsm.explorer.images import ExplorerError
 from echovlsm.models.common import ModelError
 from echovlsm.phantom.cohort import write_phantom_cohort
 from echovlsm.prompts.shapes import name_shapes

@@ -571,10 +571,10 @@ class Elements(HTMLParser):
 def explorer_page(sentence: str) -> str:
     from echovlsm.explorer import static as explorer_static
 
-    picture = {"title": sentence, "image": "", "labels": "", "sentences": [[sentence]], "maps": []}
+    image = {"title": sentence, "pixels": "", "labels": "", "sentences": [[sentence]], "maps": []}
     payload = {"note": sentence, "structures": [], "nets": [sentence], "levels": [sentence]}
     payload["stills"] = [{"title": sentence, "image": "", "text": sentence}]
-    return explorer_static.page(payload | {"pictures": [picture]})
+    return explorer_static.page(payload | {"images": [image]})
 
 
 def test_the_explorers_page_holds_sentences_as_data() -> None:
@@ -584,7 +584,7 @@ def test_the_explorers_page_holds_sentences_as_data() -> None:
     assert found.handlers == []
     assert SCRIPT in found.words, "the note is shown to the letter"
     data = re.search(r'<script type="application/json">(.*?)</script>', text)
-    assert json.loads(data.group(1))["pictures"][0]["sentences"] == [[SCRIPT + HANDLER]]
+    assert json.loads(data.group(1))["images"][0]["sentences"] == [[SCRIPT + HANDLER]]
     script = (ROOT / "book" / "_static" / "explorer.js").read_text()
     for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
         assert name not in script

@@ -80,7 +80,7 @@
     return y;
   };
 
-  /* The model of an exported folder: `config` as explorer_export.py writes it, `tensors` name to Float32Array. */
+  /* The model of an exported folder: `config` as explorer/export.py writes it, `tensors` name to Float32Array. */
   const CLIPSeg = (config, tensors) => {
     const of = (name) => {
       if (!tensors[name]) throw new Error(`the model lacks ${name}`);
@@ -108,7 +108,7 @@
       return norm(add(y, mlp(y, `${name}.mlp`, act)), `${name}.layer_norm2`, eps);
     };
 
-    /* Grey values 0 to 255 (size, size) to the class token and one row a patch, with positions. */
+    /* Grey values 0 to 255 (size, size) to the class token and one row per patch, with positions. */
     const embedImage = (grey) => {
       const { size, patch, mean, std } = config, side = size / patch;
       const patches = new Float32Array(side * side * mean.length * patch * patch);
@@ -132,7 +132,7 @@
       return add(all, of(`${own}.position_embedding.weight`));
     };
 
-    /* What the decoder reads of an image, and its state up to where the sentence enters: once an image.
+    /* What the decoder reads of an image, and its state up to where the sentence enters: once per image.
        `pause` is awaited between layers, so that a page stays alive. */
     const encodeImage = async (grey, pause = () => {}) => {
       const { vision, extract, decoder, conditional } = config;

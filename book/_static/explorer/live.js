@@ -1,7 +1,7 @@
 /* A model that answers in the page: its files, its tokenizer, the images that it is asked about.
 
    Everything comes as script files, because a page opened from disk may not fetch: `model.js` says what there is,
-   `part-0.js` and so on hold the weights (echovlsm/explorer_export.py). Each registers itself here. */
+   `part-0.js` and so on hold the weights (echovlsm/explorer/export.py). Each registers itself here. */
 (() => {
   "use strict";
   const own = (globalThis.echovlsm = globalThis.echovlsm || {});
@@ -36,7 +36,7 @@
     return table;
   };
 
-  /* Resize grey values as `triplets.resize_image` does: a triangle filter as wide as a pixel of the result. */
+  /* Resize grey values as `cohort.resize_image` does: a triangle filter as wide as a pixel of the result. */
   const resize = ({ grey, width, height }, newWidth, newHeight) => {
     const taps = (from, to) =>
       Array.from({ length: to }, (_, i) => {

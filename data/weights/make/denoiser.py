@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pandas as pd
 import torch
 import typer
 
@@ -43,18 +42,18 @@ library_name: diffusers
 
 A semantic diffusion model of {parameters:.1f} million parameters that draws phantom echocardiograms of
 96 x 96 pixels from sector maps (`echovlsm/synthesis/labels.py` has the classes), so that the study runs
-without a download. It has never seen a picture of a heart: it learned from the {pictures} pictures of the
+without a download. It has never seen an image of a heart: it learned from the {images} images of the
 {patients} training patients of the phantom cohort of {drawn} patients, seed {cohort_seed} (content hash
 `{cohort}`), and from nothing else.
 
     python -m data.weights.make.denoiser --install data/weights/sdm-tiny
 
-draws, trains and writes this folder again: {steps:,} steps of {batch} pictures, AdamW at {rate}, {precision},
+draws, trains and writes this folder again: {steps:,} steps of {batch} images, AdamW at {rate}, {precision},
 seed {seed}, {threads} thread(s), {minutes:.0f} minutes. It predicts v; a tenth of the label maps was dropped,
 so that guidance works. The weights are the moving average, stored in 16 bits. `history.csv` has the loss:
 {loss:.4f} in training and {val_loss:.4f} on validation patients at the end.
 
-What its pictures are worth, against a floor and by what a segmenter learns from them, is measured in
+What its images are worth, against a floor and by what a segmenter learns from them, is measured in
 notebook 02 each time it runs. They look like the phantom, not like CAMUS, and show nothing about hearts.
 """
 
@@ -67,7 +66,7 @@ def main(
     cohort_seed: Annotated[int, typer.Option(help="seed of the phantom cohort, if it is drawn")] = 0,
     out: Annotated[Path, typer.Option(help="where training lives")] = Path("runs/pretraining/sdm-tiny"),
     steps: Annotated[int, typer.Option(help="optimiser steps")] = 3600,
-    batch_size: Annotated[int, typer.Option(help="pictures a step")] = 16,
+    batch_size: Annotated[int, typer.Option(help="images per step")] = 16,
     learning_rate: Annotated[float, typer.Option(help="peak of warm-up and cosine")] = 8e-4,
     mixed_precision: Annotated[str, typer.Option(help="no or bf16")] = "bf16",
     seed: Annotated[int, typer.Option(help="weights, order, noise")] = 0,
@@ -103,36 +102,28 @@ def main(
     )
     source = {"name": frames.attrs["meta"]["name"], "kind": "phantom", "hash": cohort_hash(learn)}
     weights.save_denoiser(model, "v_prediction", out, torch.float16, source)
-    facts = {
-        "steps": steps,
-        "batch": batch_size,
-        "rate": learning_rate,
-        "precision": mixed_precision,
-        "threads": threads,
-        "seed": seed,
-    }
-    facts |= {"cohort": cohort_hash(frames), "parameters": sum(p.numel() for p in model.parameters()) / 1e6}
-    write_card(out, history, learn, facts)
-    if install:
-        skip = shutil.ignore_patterns("state")
-        shutil.copytree(out, install, dirs_exist_ok=True, ignore=skip)
-
-
-def write_card(folder: Path, history: pd.DataFrame, learn: pd.DataFrame, facts: dict[str, Any]) -> None:
-    """Write `history.csv` and the model card, `README.md`."""
-    history.to_csv(folder / "history.csv", index=False)
-    meta, last = learn.attrs["meta"], history.iloc[-1]
-    text = CARD.format(
-        pictures=len(learn),
+    history.to_csv(out / "history.csv", index=False)
+    meta, last = frames.attrs["meta"], history.iloc[-1]
+    card = CARD.format(
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        images=len(learn),
         patients=learn["patient"].nunique(),
         drawn=meta["parameters"]["patients"],
         cohort_seed=meta["seed"],
+        cohort=cohort_hash(frames),
+        steps=steps,
+        batch=batch_size,
+        rate=learning_rate,
+        precision=mixed_precision,
+        seed=seed,
+        threads=threads,
         minutes=history["seconds"].sum() / 60,
         loss=last["loss"],
         val_loss=last["val_loss"],
-        **facts,
     )
-    (folder / "README.md").write_text(text)
+    (out / "README.md").write_text(card)
+    if install:
+        shutil.copytree(out, install, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state"))
 
 
 if __name__ == "__main__":

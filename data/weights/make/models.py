@@ -3,17 +3,17 @@
     python -m data.weights.make.models --install data/weights/clipseg-tiny
     python -m data.weights.make.models --model cris --install data/weights/cris-tiny
 
-They start from random weights and learn from `data.weights.make.scenes` two things that the released weights
-know from the web: to outline what a caption names, and to give different sentences different embeddings. The
-second needs a loss of its own. A text encoder that has only ever read "red circle" gives nearly the same
-vector to every unknown word, so a contrastive loss over random English phrases in varied sentence frames
-pulls the same phrase together across frames and pushes different phrases apart.
+They start from random weights and learn from `data.weights.make.scenes` to outline what a caption names, and
+to give different sentences different embeddings. The second needs a loss of its own: a text encoder that has
+only ever read "red circle" gives nearly the same vector to every unknown word, so a contrastive loss pulls
+the same random English phrase together across sentence frames and pushes different phrases apart.
 
 Interrupted runs resume from the last checkpoint; scene `i` depends on the seed and `i` alone.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -99,7 +99,7 @@ _FRAMES: tuple[str, ...] = (
 def build_tiny_clipseg(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPSeg:
     """A randomly initialised tiny CLIPSeg (`TINY`) that can start to learn."""
     torch.manual_seed(seed)
-    config = CLIPSegConfig(**json.loads(json.dumps(TINY)))
+    config = CLIPSegConfig(**copy.deepcopy(TINY))
     for key, token in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "pad")):
         setattr(config.text_config, key, getattr(tokenizer, f"{token}_token_id"))
     config.text_config.vocab_size = len(tokenizer)
@@ -217,13 +217,13 @@ def pretrain(
             min(1.0, (step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, step / steps))))
         ),
     )
+    learning = {"model": model, "optimiser": optimiser, "schedule": schedule}
     checkpoint = out / "checkpoint.pt"
     start, log = 0, []
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
+        for name, part in learning.items():
+            part.load_state_dict(state[name])
         start, log = state["step"], state["log"]
     words = vocabulary_words(model.tokenizer)
     model.train()
@@ -253,9 +253,12 @@ def pretrain(
             sums[:] = 0
             if (step + 1) % save_every == 0:
                 print({**log[-1], "seconds": round(time.perf_counter() - clock)}, flush=True)
-                _save(checkpoint, model, optimiser, schedule, step + 1, log)
+                state = {name: part.state_dict() for name, part in learning.items()}
+                with files.appearing(checkpoint) as partial:
+                    torch.save({**state, "step": step + 1, "log": log}, partial)
     (out / "log.json").write_text(json.dumps(log, indent=0) + "\n")
-    _halve(model)  # 16 bits are plenty to start from and keep the repository small
+    for parameter in model.parameters():  # 16 bits are plenty to start from; running statistics need more
+        parameter.data = parameter.data.half()
     model.save_pretrained(out)
 
 
@@ -357,24 +360,6 @@ def write_card(folder: Path, name: str, facts: dict[str, Any], held_out: int = 3
     (folder / "README.md").write_text(card)
 
 
-def _halve(model: CLIPSeg | CRIS) -> None:
-    """Parameters to 16 bits; running statistics of batch normalisation may be large and stay."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.half()
-
-
-def _save(
-    path: Path, model: CLIPSeg | CRIS, optimiser: object, schedule: object, step: int, log: list[dict]
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-    }
-    with files.appearing(path) as partial:
-        torch.save({**state, "step": step, "log": log}, partial)
-
-
 def main(
     model: Annotated[str, typer.Option(help="clipseg or cris")] = "clipseg",
     out: Annotated[Path | None, typer.Option(help="default: runs/pretraining/<model>-tiny")] = None,
@@ -385,7 +370,7 @@ def main(
         Path | None, typer.Option(help="CLIP's bpe_simple_vocab_16e6.txt.gz: build the tokenizer anew")
     ] = None,
     steps: Annotated[int, typer.Option(help="optimiser steps")] = 2400,
-    batch: Annotated[int, typer.Option(help="scenes a step, three captions each")] = 24,
+    batch: Annotated[int, typer.Option(help="scenes per step, three captions each")] = 24,
     rate: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
     seed: Annotated[int, typer.Option(help="weights, scenes, sentences")] = 0,
     threads: Annotated[int, typer.Option(help="the result depends on it in the last digits")] = 2,

@@ -1,7 +1,7 @@
 """Procedurally drawn scenes with referring captions: what the tiny models see instead of the web.
 
-CLIP and CLIPSeg learned from natural pictures with captions. Neither can be carried in a repository, so the
-tiny models learn from scenes drawn here: shapes with textures, colours, sizes and places, and captions that
+CLIP and CLIPSeg learned from photographs with captions, which no repository can carry, so the tiny models
+learn from scenes drawn here: shapes with textures, colours, sizes and places, and captions that
 refer to one of them ("the striped ring on the left"). No heart occurs in them, and no word for the heart, its
 parts or ultrasound, so a zero-shot score of a tiny model on echocardiograms really is zero-shot.
 """
@@ -207,7 +207,7 @@ def _draw_thing(
 
 
 def _degrade(canvas: np.ndarray, rng: Rng, grey: bool) -> np.ndarray:
-    """Lighting, blur, additive and multiplicative noise: pictures are not drawings."""
+    """Lighting, blur, additive and multiplicative noise, as photographs have them."""
     canvas = canvas * rng.uniform(0.7, 1.15)
     if rng.random() < 0.5:
         canvas = _blur(canvas, int(rng.integers(1, 4)))
