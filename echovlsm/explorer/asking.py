@@ -20,7 +20,7 @@ from echovlsm.cohort import is_synthetic, load_image, load_labels, masks, resize
 from echovlsm.evaluation import dice
 from echovlsm.explorer.pictures import Answer, ExplorerError, Key, Picture
 from echovlsm.models import MODELS
-from echovlsm.prompts import LEVELS, Missing, attributes_of, levels_of, make_prompt, name_shape
+from echovlsm.prompts import attributes_of, make_prompt, name_shape, templates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class Explorer:
         frames: pd.DataFrame,
         nets: Mapping[str, nn.Module],
         *,
-        missing: Missing = "omit",
+        missing: templates.Missing = "omit",
         remember: int = 64,
     ) -> None:
         if frames.empty:
@@ -66,8 +66,8 @@ class Explorer:
         self.frames.attrs = frames.attrs
         self.meta: dict[str, Any] = frames.attrs.get("meta") or {}
         self.synthetic = is_synthetic(frames)
-        self.levels = levels_of(self.synthetic)
-        self.missing: Missing = missing
+        self.levels = templates.levels_of(self.synthetic)
+        self.missing: templates.Missing = missing
         self.remember = remember
         keys = zip(frames["patient"], frames["view"], frames["phase"], strict=True)
         self._rows: dict[Key, int] = {key: number for number, key in enumerate(keys)}
@@ -385,7 +385,7 @@ def paint(
 def level_names() -> dict[str, str]:
     """Prompt level to what it adds, for menus: ``P2 · view``."""
     names = {"P0": "P0 · nothing", "P1": "P1 · structure"}
-    for before, level in pairwise(LEVELS[1:]):
+    for before, level in pairwise(templates.LEVELS[1:]):
         added = set(attributes_of(level)) - set(attributes_of(before))
         names[level] = f"{level} · {', '.join(sorted(added))}"
     return names
