@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS: tuple[str, ...] = ("auto", "test", "val", "train", "all")
-"""What `choose_pictures` knows."""
+"""What `choose_images` knows."""
 
 
 class EvaluationError(ValueError):
     """A cohort, run or option that cannot be scored; the message names the remedy."""
 
 
-def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFrame, str]:
-    """The pictures with a mask that are to be scored, and a sentence that says which they are.
+def choose_images(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFrame, str]:
+    """The images with a mask that are to be scored, and a sentence that says which they are.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFra
     Raises
     ------
     EvaluationError
-        An unknown split, or no picture with a mask in it.
+        An unknown split, or no image with a mask in it.
     CohortError
         The folder is no cohort.
     """
@@ -73,23 +73,17 @@ def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFra
     with_mask = chosen[chosen["labels"].notna()].reset_index(drop=True)
     if with_mask.empty:
         raise EvaluationError(
-            f"{cohort}: none of its {len(chosen)} pictures has a mask (*_gt.nii.gz): nothing to score with"
+            f"{cohort}: none of its {len(chosen)} images has a mask (*_gt.nii.gz): nothing to score with"
         )
     with_mask.attrs = frames.attrs
     what = "patients, all in the folder" if wanted == "all" else f"{wanted} patients"
-    says = f"{len(with_mask)} pictures of {with_mask['patient'].nunique()} {what}"
+    says = f"{len(with_mask)} images of {with_mask['patient'].nunique()} {what}"
     without = len(chosen) - len(with_mask)
-    return with_mask, says + (f"; {without} pictures without a mask are left out" if without else "")
+    return with_mask, says + (f"; {without} images without a mask are left out" if without else "")
 
 
 def kept_run(run: str | Path) -> RunFolder:
-    """A complete run with weights.
-
-    Raises
-    ------
-    EvaluationError
-        The folder is no such run.
-    """
+    """A complete run with weights; EvaluationError where the folder is none."""
     folder = RunFolder(run)
     record = folder.record
     if not record or not {"model", "prompt"} <= set(record.get("parameters", {})):
@@ -107,12 +101,8 @@ def kept_run(run: str | Path) -> RunFolder:
 def clinical_ends(frames: pd.DataFrame, logits: Tensor) -> pd.DataFrame:
     """Volumes and ejection fraction of each patient; `source` says whether of reference or prediction.
 
-    Where the masks of two structures overlap, the one of higher probability counts.
-
-    Raises
-    ------
-    echovlsm.evaluation.clinical.ClinicalError
-        No view has a genuine pixel size.
+    Where the masks of two structures overlap, the one of higher probability counts. ClinicalError where no
+    view has a genuine pixel size.
     """
     import pandas as pd
 
@@ -156,12 +146,10 @@ def evaluate_run(
 
     Parameters
     ----------
-    cohort
-        Folder of patients in the layout of the CAMUS release.
+    cohort, split
+        As for `choose_images`.
     run
         Run folder of a training, with its weights.
-    split
-        As for `choose_pictures`.
     out
         File of the scores (.parquet); by default ``scores-<cohort>.parquet`` in the run.
     size
@@ -181,7 +169,7 @@ def evaluate_run(
     Raises
     ------
     EvaluationError
-        Something cannot be scored, or a file cannot be written where it was asked for.
+        Something cannot be scored, or written where it was asked for.
     """
     clock = time.perf_counter()
     out, clinical = (None if file is None else Path(file) for file in (out, clinical))
@@ -193,7 +181,7 @@ def evaluate_run(
     if size < 0:
         raise EvaluationError(f"--size: {size} is no number of pixels")
     folder = kept_run(run)
-    frames, says = choose_pictures(cohort, split)
+    frames, says = choose_images(cohort, split)
     tell(says)
     logits, _ = predict_run(folder, frames, batch_size=16)
     ends = clinical_ends(frames, logits) if clinical or record else None

@@ -24,7 +24,7 @@ import pandas as pd
 from echovlsm import models
 from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
-from echovlsm.evaluation import score_table, structure_masks
+from echovlsm.evaluation import predictions, score_table
 from echovlsm.phantom import require_phantom, write_phantom_cohort
 from echovlsm.study.plan import (
     ALL,
@@ -311,7 +311,7 @@ class Study:
 
         def rows() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
             for place, (row, answer) in enumerate(zip(frames.itertuples(), logits, strict=True)):
-                for structure, *masks in structure_masks(answer, load_labels(row), size):
+                for structure, *masks in predictions.structure_masks(answer, load_labels(row), size):
                     yield {"structure": structure, "place": place}, *masks
 
         found = score_table(rows(), size=size, progress=False)

@@ -34,7 +34,7 @@ from echovlsm.cohort.read import read_cohort
 from echovlsm.cohort.sectors import LabelMapError
 from echovlsm.cohort.write import write_cohort
 from echovlsm.evaluation.clinical import ClinicalError, measure
-from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
+from echovlsm.evaluation.runs import EvaluationError, choose_images, kept_run
 from echovlsm.evaluation.scoring import ScoreError, score, score_table
 from echovlsm.evaluation.statistics import bootstrap_interval, compare
 from echovlsm.explorer.asking import choose_run, trained_runs
@@ -482,12 +482,12 @@ def the_papers_split_of_a_phantom(place: Place) -> Callable[[], object]:
 
 @bad(EvaluationError, "no val patient", "--split all scores every patient")
 def a_split_without_patients(place: Place) -> Callable[[], object]:
-    return partial(choose_pictures, place.cohort(), "val")
+    return partial(choose_images, place.cohort(), "val")
 
 
 @bad(EvaluationError, "--split: 'tests' is not known", "choose one of auto, test")
 def an_unknown_split_to_score(place: Place) -> Callable[[], object]:
-    return partial(choose_pictures, place.cohort(), "tests")
+    return partial(choose_images, place.cohort(), "tests")
 
 
 # --- writing ---------------------------------------------------------------------------------------------
