@@ -12,7 +12,7 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from echovlsm import STRUCTURES
 from echovlsm.base import RunFolder, paths, provenance
@@ -22,9 +22,8 @@ from echovlsm.evaluation.predictions import labels_of, predict_run, score_run
 from echovlsm.evaluation.scoring import METRICS, PAPER_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Mapping
 
-    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -108,12 +107,10 @@ def clinical_ends(frames: pd.DataFrame, logits: Tensor) -> pd.DataFrame:
 
     rows = [row._asdict() for row in frames.itertuples()]
     truth = clinical_table((row, load_labels(row)) for row in rows)
-
-    def predicted() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        for row, answers in zip(rows, logits, strict=True):
-            yield row, labels_of(answers, (row["height"], row["width"]))
-
-    found = clinical_table(predicted())
+    found = clinical_table(
+        (row, labels_of(answers, (row["height"], row["width"])))
+        for row, answers in zip(rows, logits, strict=True)
+    )
     return pd.concat([truth.assign(source="reference"), found.assign(source="prediction")], ignore_index=True)
 
 
@@ -124,9 +121,8 @@ def mean_dice(scores: pd.DataFrame) -> dict[str, float]:
     return {**{name: float(value) for name, value in means.items()}, "mean": float(sum(three) / len(three))}
 
 
-def summary(scores: pd.DataFrame) -> str:
-    """Mean Dice of each structure and of the three together, in lines."""
-    means = mean_dice(scores)
+def summary(means: Mapping[str, float]) -> str:
+    """What `mean_dice` found, in lines."""
     lines = [f"  {name:<24} {value:.3f}" for name, value in means.items() if name != "mean"]
     return "\n".join(["mean Dice", *lines, f"  {'the three structures':<24} {means['mean']:.3f}"])
 
@@ -210,11 +206,9 @@ def evaluate_run(
         scored = sorted(set(frames["split"].dropna()))
         known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
         tables = {"scores.parquet": scores, "clinical.csv": ends}
-        trained = folder.record["parameters"]
-        words = (trained[key] for key in ("model", "prompt"))
-        name = paths.run_path(
-            "-", "-", *words, trained.get("strategy", "real"), trained["encoders"], trained["seed"]
-        ).name
+        trained = {"strategy": "real", **folder.record["parameters"]}
+        named = (trained[key] for key in ("model", "prompt", "strategy", "encoders", "seed"))
+        name = paths.run_path("-", "-", *named).name
         tell(f"on record: {folder.put_on_record(record, name, tables, known)}")
-    tell(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
+    tell(f"{summary(known['dice'])}\nwritten: {os.path.relpath(target)}")
     return target

@@ -90,14 +90,12 @@ def word_effects(
     model: nn.Module,
     frames: pd.DataFrame,
     level: str,
-    variant: int | str = 0,
-    seed: int = 0,
     missing: templates.Missing = "error",
     *,
     size: int | None = PAPER_SIZE,
     batch_size: int = 4,
 ) -> pd.DataFrame:
-    """Ask a model true and false prompts about the same images and compare its masks.
+    """Ask a model true and false prompts (first variant) about the same images and compare its masks.
 
     Parameters
     ----------
@@ -107,7 +105,7 @@ def word_effects(
         Frames table of one cohort; every row needs a mask.
     level
         P1 to P7, the level that the model was trained with.
-    variant, seed, missing
+    missing
         As in `false_prompts`.
     size
         Side in pixels at which masks are compared, as `scoring.score` does it; None: the model's own.
@@ -135,7 +133,7 @@ def word_effects(
     from accelerate import Accelerator
 
     frames = frames.reset_index(drop=True)
-    prompts = _Prompts(frames, level, variant, seed, missing)
+    prompts = _Prompts(frames, level, 0, 0, missing)
     # images, the true prompt and the swaps, structures
     grid = np.stack([prompts.true, *(swap.texts for swap in prompts.swaps.values())], axis=1)
     numbers, texts = pd.factorize(grid.reshape(-1))

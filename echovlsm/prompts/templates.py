@@ -122,7 +122,7 @@ def make_prompt(
     Raises
     ------
     PromptError
-        An unknown structure, level or variant; an attribute missing or malformed.
+        Something unknown, missing or malformed.
     """
     _check_missing(missing)
     values = {"view": view, "phase": phase, "sex": sex, "age": age, "quality": quality, "shape": shape}
@@ -196,8 +196,7 @@ def make_prompts(
     Raises
     ------
     PromptError
-        An attribute missing or malformed (named with its image and the remedy), an unknown level, or two
-        rows of one image.
+        An attribute missing or malformed, named with its image; an unknown level; two rows of one image.
     """
     import pandas as pd
 

@@ -43,7 +43,7 @@ from echovlsm.study.plan import (
     digest,
     study,
 )
-from echovlsm.synthesis import denoiser_for, sample_cohort
+from echovlsm.synthesis import sample_cohort, trial
 from echovlsm.training import Triplets, fit, hold_out, make_triplets, predict, strategies
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Study:
             seen.attrs = real.attrs
             work = self.folder / "denoisers" / learned.name
             settings = {"steps": SDM_STEPS, **SDM_SETTINGS, "seed": source.seed}
-            weights = denoiser_for(SDM_WEIGHTS, work, seen, "weights", **settings)
+            weights = trial.denoiser_for(SDM_WEIGHTS, work, seen, "weights", **settings)
             how = {"scheduler": SAMPLER, "steps": SAMPLING_STEPS, "seed": source.seed, "splits": ("train",)}
             sample_cohort(root, real, weights, variants=-(-SYNTHETIC_IMAGES // len(real)), **how)
         frames = read_cohort(root)

@@ -127,7 +127,7 @@ def test_the_papers_size_is_the_default_and_measures_pixels_of_it():
     result = score(square(20, 24), square(20, 20))
     assert result["hausdorff"] == 32
     assert result["dice"] == pytest.approx(0.6)
-    # a image twice as high as wide is squeezed: a shift along the height counts half
+    # an image twice as high as wide is squeezed: a shift along the height counts half
     tall = score(square(24, 20, shape=(128, 64)), square(20, 20, shape=(128, 64)))
     assert tall["hausdorff"] == 16
 

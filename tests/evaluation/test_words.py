@@ -208,7 +208,7 @@ def test_scores_are_those_of_scoring(frames: pd.DataFrame, model: nn.Module) -> 
             assert found["agreement"] == pytest.approx(score(masks[0], masks[1])["dice"], abs=1e-4)
 
 
-def test_a_image_is_encoded_once(
+def test_an_image_is_encoded_once(
     frames: pd.DataFrame, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = []
