@@ -256,7 +256,7 @@ def ddpm(model: nn.Module, schedule: Any, maps: np.ndarray, seed: int, calls: in
 
     The network reads the label map anew in every step.
     """
-    from echovlsm.synthesis.process import TRAINING_STEPS, make_scheduler, to_pictures
+    from echovlsm.synthesis.process import TRAINING_STEPS, make_scheduler, to_images
 
     solver = make_scheduler("ddpm", schedule)
     solver.set_timesteps(TRAINING_STEPS)
@@ -267,7 +267,7 @@ def ddpm(model: nn.Module, schedule: Any, maps: np.ndarray, seed: int, calls: in
     for t in solver.timesteps[:calls]:
         output = model(x, torch.full((len(x),), float(t)), labels)
         x = solver.step(output, t, x, generator=generator).prev_sample
-    return to_pictures(x)
+    return to_images(x)
 
 
 # -- augmentation ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from benchmarks import plain, setups
 from benchmarks.measure import Pair, Side
 from benchmarks.setups import Settings
 from echovlsm.base import paths
-from echovlsm.synthesis.labels import perturbed_maps
+from echovlsm.synthesis.labels import PerturbedMaps
 from echovlsm.synthesis.process import TRAINING_STEPS, sample
 from echovlsm.synthesis.weights import load_denoiser
 
@@ -26,7 +26,7 @@ def run(settings: Settings) -> Iterator[Pair]:
     model.to(memory_format=torch.channels_last).eval()
     other.eval()
     frames = setups.cohort(1, 128)
-    found = perturbed_maps(frames, 1, model.config.image_size, 0)
+    found = PerturbedMaps(frames, 1, model.config.image_size, 0)
     maps = np.stack([one.sector_map for one in found])
     seeds = list(range(len(maps)))
     calls = 2 if settings.quick else 20

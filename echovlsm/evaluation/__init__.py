@@ -8,12 +8,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["clinical", "predictions", "scoring", "statistics"],
+    submodules=["predictions", "scoring", "statistics"],
     submod_attrs={
         "inference": ["bootstrap_interval", "paired_test"],
-        "predictions": ["structure_masks"],
         "runs": ["evaluate_run"],
-        "scoring": ["dice", "score", "score_table", "to_mask"],
+        "scoring": ["dice", "score", "score_table"],
         "statistics": ["epochs_to_reach", "summary_table"],
         "words": ["word_effects"],
     },

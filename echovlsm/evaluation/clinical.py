@@ -19,7 +19,6 @@ import numpy as np
 
 from echovlsm import PHASES, STRUCTURES, VIEWS
 from echovlsm.cohort import masks
-from echovlsm.evaluation.inference import bootstrap_interval
 from echovlsm.evaluation.scoring import pixel_size
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 DISCS: int = 20
 """Number of discs of the method of discs."""
-
-METHODS: tuple[str, ...] = ("biplane", "area-length")
-"""`biplane` needs both views; `area-length` takes one."""
 
 _CAVITY, _ATRIUM = (
     next(value for value, name in STRUCTURES.items() if name == wanted)
@@ -50,12 +46,8 @@ class Shape(NamedTuple):
 
 
 def check_spacing(spacing: Any, where: str = "spacing") -> tuple[float, float]:
-    """The (height, width) of a pixel in millimetres, if it is a genuine one.
-
-    Raises
-    ------
-    ClinicalError
-        It is missing, not positive, or 1.0 x 1.0, which headers hold when nobody knew.
+    """The (height, width) of a pixel in millimetres; ClinicalError where it is missing, not positive, or the
+    1.0 x 1.0 that headers hold when nobody knew.
     """
     known = pixel_size(spacing)
     if known is None:
@@ -81,7 +73,7 @@ def measure(labels: np.ndarray, spacing: Any, where: str = "labels") -> Shape:
     Parameters
     ----------
     labels
-        Label map, integer (H, W), the study's values; of cavity and atrium only the largest piece counts.
+        Label map, integer (H, W); of cavity and atrium only the largest part counts.
     spacing
         (height, width) of a pixel in millimetres.
     where
@@ -112,13 +104,7 @@ def measure(labels: np.ndarray, spacing: Any, where: str = "labels") -> Shape:
 
 
 def volume(shapes: Mapping[str, Shape]) -> tuple[float, str]:
-    """Volume of the cavity in ml, and the method: biplane from both views, area-length from one.
-
-    Raises
-    ------
-    ClinicalError
-        There is no view.
-    """
+    """Volume of the cavity in ml, and the method: biplane from both views, area-length from one."""
     known = [shapes[view] for view in VIEWS if view in shapes]
     if not known:
         raise ClinicalError("no view with a genuine pixel size: there is no volume")
@@ -131,13 +117,7 @@ def volume(shapes: Mapping[str, Shape]) -> tuple[float, str]:
 
 
 def ejection_fraction(end_diastolic: float, end_systolic: float) -> float:
-    """Ejection fraction in percent from two volumes of one unit.
-
-    Raises
-    ------
-    ClinicalError
-        The end-diastolic volume is not positive.
-    """
+    """Ejection fraction in percent from two volumes; ClinicalError where the first is not positive."""
     if not end_diastolic > 0:
         raise ClinicalError(
             f"end-diastolic volume {end_diastolic!r}: not positive, so nothing is ejected of it"
@@ -145,14 +125,14 @@ def ejection_fraction(end_diastolic: float, end_systolic: float) -> float:
     return 100 * (end_diastolic - end_systolic) / end_diastolic
 
 
-def clinical_table(pictures: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> pd.DataFrame:
+def clinical_table(images: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> pd.DataFrame:
     """Volumes and ejection fraction of every patient.
 
     Parameters
     ----------
-    pictures
-        (row, labels): `row` has `patient, view, phase, spacing_y, spacing_x`; `labels` (H, W) on the grid
-        whose pixel size that is. A view counts where both phases have a genuine size.
+    images
+        (row, labels): `row` of the frames table; `labels` (H, W) on the grid whose pixel size that is. A view
+        counts where both phases have a genuine size.
 
     Returns
     -------
@@ -169,7 +149,7 @@ def clinical_table(pictures: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> 
     import pandas as pd
 
     found: dict[str, dict[tuple[str, str], Shape | None]] = {}
-    for row, labels in pictures:
+    for row, labels in images:
         patient = found.setdefault(str(row["patient"]), {})
         try:
             spacing = check_spacing((row["spacing_y"], row["spacing_x"]))
@@ -195,7 +175,10 @@ def clinical_table(pictures: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> 
 
 
 def _of_patient(shapes: Mapping[tuple[str, str], Shape | None], views: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": METHODS[len(views) == 1], "views": "+".join(views)}
+    row: dict[str, Any] = {
+        "method": "area-length" if len(views) == 1 else "biplane",
+        "views": "+".join(views),
+    }
     volumes = {}
     for phase in PHASES:
         seen = {view: shapes[view, phase] for view in views}
@@ -206,70 +189,6 @@ def _of_patient(shapes: Mapping[tuple[str, str], Shape | None], views: list[str]
     known = not any(math.isnan(value) for value in volumes.values())
     row["ef_percent"] = ejection_fraction(volumes["ED"], volumes["ES"]) if known else math.nan
     return row
-
-
-def agreement(reference: Any, measured: Any, level: float = 0.95, seed: int = 0) -> dict[str, float]:
-    """Agreement of two measurements of the same patients, after Bland and Altman.
-
-    Source: Lancet 1986, doi 10.1016/S0140-6736(86)90837-8.
-
-    Parameters
-    ----------
-    reference, measured
-        (n,) floats of one unit, a value a patient; pairs with a NaN are left out and counted.
-    level
-        Coverage of the bootstrap intervals of bias and correlation.
-    seed
-        Of the bootstrap.
-
-    Returns
-    -------
-    dict
-        `n, left_out, bias` (measured - reference), `bias_low, bias_high, sd` (of the differences), `low,
-        high` (limits of agreement, bias -+ 1.96 sd), `mean_absolute, correlation` (Pearson; NaN where one of
-        them is constant), `correlation_low, correlation_high`.
-
-    Raises
-    ------
-    ClinicalError
-        Different lengths, or fewer than three pairs.
-    """
-    first, second = (np.asarray(values, dtype=float) for values in (reference, measured))
-    if first.shape != second.shape or first.ndim != 1:
-        raise ClinicalError(f"agreement: {first.shape} and {second.shape}; give one value a patient in each")
-    whole = ~(np.isnan(first) | np.isnan(second))
-    first, second = first[whole], second[whole]
-    if len(first) < 3:
-        raise ClinicalError(f"agreement: {len(first)} pairs; three at least are needed")
-    differences = second - first
-    bias, sd = float(differences.mean()), float(differences.std(ddof=1))
-
-    def correlation(rows: np.ndarray) -> float:
-        chosen = rows.astype(int)
-        if np.ptp(first[chosen]) == 0 or np.ptp(second[chosen]) == 0:
-            return math.nan
-        return float(np.corrcoef(first[chosen], second[chosen])[0, 1])
-
-    places = np.arange(len(first), dtype=float)
-    bias_low, bias_high = bootstrap_interval(differences, level=level, seed=seed)
-    r_low, r_high = bootstrap_interval(places, level=level, resamples=2000, seed=seed, statistic=correlation)
-    return {
-        "n": len(first),
-        "left_out": int((~whole).sum()),
-        "bias": bias,
-        "bias_low": bias_low,
-        "bias_high": bias_high,
-        "sd": sd,
-        "low": bias - 1.96 * sd,
-        "high": bias + 1.96 * sd,
-        "mean_absolute": float(np.abs(differences).mean()),
-        "correlation": correlation(places),
-        "correlation_low": r_low,
-        "correlation_high": r_high,
-    }
-
-
-# -- geometry -------------------------------------------------------------------------------------------
 
 
 def _axis(

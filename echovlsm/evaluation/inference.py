@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 Numbers = Sequence[float] | np.ndarray | pd.Series
-Alternative = Literal["two-sided", "greater", "less"]
 
 
-def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") -> dict[str, float]:
+def paired_test(
+    a: Numbers, b: Numbers, alternative: Literal["two-sided", "greater", "less"] = "two-sided"
+) -> dict[str, float]:
     """Wilcoxon's signed-rank test of a - b.
 
     Parameters
@@ -20,7 +21,7 @@ def paired_test(a: Numbers, b: Numbers, alternative: Alternative = "two-sided") 
     a, b
         (n,) floats; two Series must have the same index, in the same order.
     alternative
-        ``greater`` tests whether a is larger than b, ``less`` whether it is smaller.
+        As in SciPy: ``greater`` tests whether a is larger than b.
 
     Returns
     -------
@@ -66,11 +67,7 @@ def holm(p_values: Numbers) -> np.ndarray:
     """P-values adjusted by Holm's step-down method (Holm 1979), float (n,), in the order given.
 
     The i-th smallest of n is multiplied by n - i + 1; none is smaller than the one before it nor above 1.
-
-    Raises
-    ------
-    ValueError
-        A value that is not a probability.
+    ValueError for a value that is not a probability.
     """
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():

@@ -45,16 +45,12 @@ def predict_images(
 
     Parameters
     ----------
-    model
-        A vision-language model, or the reference without words.
-    frames
-        Images with masks, of any split.
-    prompt
-        Level.
+    model, frames
+        A vision-language model, or the reference without words; images with masks, of any split.
+    prompt, missing
+        Level; ``omit`` drops the clause of an attribute that the cohort lacks, ``error`` raises.
     strategy
         A model that learned from both sources (``joint``) is told that these images are of the target.
-    missing
-        What a prompt does where the cohort lacks an attribute: ``omit`` its clause or ``error``.
     batch_size
         Images at a time.
 
@@ -86,17 +82,15 @@ def structure_masks(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, predicted and reference mask of each structure of an image, and of the epicardium.
 
+    The epicardium is the ventricular cavity and the myocardium together, which challenges and cardiologists
+    score where this project, as the paper, scores the ring. It has no part in any mean over structures.
+
     Parameters
     ----------
-    logits
-        float (S, h, w), in the order of `echovlsm.STRUCTURES`.
-    labels
-        Reference, uint8 (H, W).
+    logits, labels
+        Answer float (S, h, w) and reference uint8 (H, W).
     size
         Side of the predicted masks in pixels; None for that of the reference, which always keeps its own.
-
-    The epicardium is the ventricular cavity and the myocardium together: what challenges and cardiologists
-    score where this project, as the paper, scores the ring. It has no part in any mean over structures.
     """
     found = to_mask(logits, size or labels.shape).numpy()
     for mask, (value, name) in zip(found, STRUCTURES.items(), strict=True):
@@ -118,14 +112,7 @@ def labels_of(logits: Tensor, shape: tuple[int, int]) -> np.ndarray:
     return torch.where(found.any(dim=0), values[best.indices], torch.zeros((), dtype=torch.uint8)).numpy()
 
 
-def score_images(
-    frames: pd.DataFrame,
-    logits: Tensor,
-    size: int = PAPER_SIZE,
-    *,
-    epicardium: bool = True,
-    **names: str,
-) -> pd.DataFrame:
+def score_images(frames: pd.DataFrame, logits: Tensor, size: int = PAPER_SIZE, **names: str) -> pd.DataFrame:
     """Scores of answers about images, one row a mask: `IDENTITY`, structure, and `score_table`'s columns.
 
     Parameters
@@ -134,8 +121,6 @@ def score_images(
         Images with masks, and the answers float (N, S, h, w) in their order.
     size
         Side at which masks are compared, distances in its pixels; 0: native size, distances in millimetres.
-    epicardium
-        Whether each image has a row more (`structure_masks`).
     names
         Columns that come first and have one value, such as `strategy`.
     """
@@ -145,10 +130,9 @@ def score_images(
             known = names | {name: getattr(row, name) for name in IDENTITY}
             spacing = None if size else (row.spacing_y, row.spacing_x)
             for structure, *masks in structure_masks(answers, load_labels(row), size or None):
-                if epicardium or structure != EPICARDIUM:
-                    yield {**known, "structure": structure}, *masks, spacing
+                yield {**known, "structure": structure}, *masks, spacing
 
-    total = len(frames) * (len(STRUCTURES) + epicardium)
+    total = len(frames) * (len(STRUCTURES) + 1)
     return score_table(rows(), size=size or None, total=total, progress=sys.stderr.isatty())
 
 
@@ -177,12 +161,9 @@ def prompt_dice(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def prompt_matrix(logits: Tensor, labels: Tensor) -> pd.DataFrame:
-    """Does the mask follow the words? Means of `prompt_dice` over the images.
+    """Does the mask follow the words? Means of `prompt_dice` over the images, float32.
 
-    Returns
-    -------
-    DataFrame
-        float32; index `asked for` (structure), a column a structure and `UNION`.
+    The index is `asked for` (structure); there is a column a structure, and `UNION`.
     """
     import pandas as pd
 
@@ -191,16 +172,9 @@ def prompt_matrix(logits: Tensor, labels: Tensor) -> pd.DataFrame:
 
 
 def worst_images(scores: pd.DataFrame, frames: pd.DataFrame, count: int = 4) -> pd.Series:
-    """Mean Dice of the worst images, the worst first; the index is their place in `frames`.
+    """Mean Dice of the `count` worst images, the worst first; the index is their place in `frames`.
 
-    Parameters
-    ----------
-    scores
-        One row a mask of these images, of one run.
-    frames
-        Frames table.
-    count
-        How many images.
+    `scores` has one row a mask of these images, of one run.
     """
     key = ["patient", "view", "phase"]
     means = scores.groupby(key)["dice"].mean().nsmallest(count)
@@ -211,14 +185,7 @@ def worst_images(scores: pd.DataFrame, frames: pd.DataFrame, count: int = 4) -> 
 def plot_answers(dice: pd.Series, frames: pd.DataFrame, logits: Tensor, title: str) -> Figure:
     """Images side by side, reference solid and prediction dashed.
 
-    Parameters
-    ----------
-    dice
-        Dice by place in `frames`, as of `worst_images`.
-    frames, logits
-        Images with masks, and the answers float (N, S, h, w) about them.
-    title
-        Heading of the figure.
+    `dice` is that of `worst_images`; `logits`, float (N, S, h, w), are the answers about all of `frames`.
     """
     import matplotlib.pyplot as plt
 

@@ -12,7 +12,7 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from echovlsm import STRUCTURES
 from echovlsm.base import RunFolder, paths, provenance
@@ -22,22 +22,21 @@ from echovlsm.evaluation.predictions import labels_of, predict_run, score_run
 from echovlsm.evaluation.scoring import METRICS, PAPER_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Mapping
 
-    import numpy as np
     import pandas as pd
     from torch import Tensor
 
 SPLITS: tuple[str, ...] = ("auto", "test", "val", "train", "all")
-"""What `choose_pictures` knows."""
+"""What `choose_images` knows."""
 
 
 class EvaluationError(ValueError):
     """A cohort, run or option that cannot be scored; the message names the remedy."""
 
 
-def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFrame, str]:
-    """The pictures with a mask that are to be scored, and a sentence that says which they are.
+def choose_images(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFrame, str]:
+    """The images with a mask that are to be scored, and a sentence that says which they are.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFra
     Raises
     ------
     EvaluationError
-        An unknown split, or no picture with a mask in it.
+        An unknown split, or no image with a mask in it.
     CohortError
         The folder is no cohort.
     """
@@ -73,23 +72,17 @@ def choose_pictures(cohort: str | Path, split: str = "auto") -> tuple[pd.DataFra
     with_mask = chosen[chosen["labels"].notna()].reset_index(drop=True)
     if with_mask.empty:
         raise EvaluationError(
-            f"{cohort}: none of its {len(chosen)} pictures has a mask (*_gt.nii.gz): nothing to score with"
+            f"{cohort}: none of its {len(chosen)} images has a mask (*_gt.nii.gz): nothing to score with"
         )
     with_mask.attrs = frames.attrs
     what = "patients, all in the folder" if wanted == "all" else f"{wanted} patients"
-    says = f"{len(with_mask)} pictures of {with_mask['patient'].nunique()} {what}"
+    says = f"{len(with_mask)} images of {with_mask['patient'].nunique()} {what}"
     without = len(chosen) - len(with_mask)
-    return with_mask, says + (f"; {without} pictures without a mask are left out" if without else "")
+    return with_mask, says + (f"; {without} images without a mask are left out" if without else "")
 
 
 def kept_run(run: str | Path) -> RunFolder:
-    """A complete run with weights.
-
-    Raises
-    ------
-    EvaluationError
-        The folder is no such run.
-    """
+    """A complete run with weights; EvaluationError where the folder is none."""
     folder = RunFolder(run)
     record = folder.record
     if not record or not {"model", "prompt"} <= set(record.get("parameters", {})):
@@ -107,23 +100,17 @@ def kept_run(run: str | Path) -> RunFolder:
 def clinical_ends(frames: pd.DataFrame, logits: Tensor) -> pd.DataFrame:
     """Volumes and ejection fraction of each patient; `source` says whether of reference or prediction.
 
-    Where the masks of two structures overlap, the one of higher probability counts.
-
-    Raises
-    ------
-    echovlsm.evaluation.clinical.ClinicalError
-        No view has a genuine pixel size.
+    Where the masks of two structures overlap, the one of higher probability counts. ClinicalError where no
+    view has a genuine pixel size.
     """
     import pandas as pd
 
     rows = [row._asdict() for row in frames.itertuples()]
     truth = clinical_table((row, load_labels(row)) for row in rows)
-
-    def predicted() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        for row, answers in zip(rows, logits, strict=True):
-            yield row, labels_of(answers, (row["height"], row["width"]))
-
-    found = clinical_table(predicted())
+    found = clinical_table(
+        (row, labels_of(answers, (row["height"], row["width"])))
+        for row, answers in zip(rows, logits, strict=True)
+    )
     return pd.concat([truth.assign(source="reference"), found.assign(source="prediction")], ignore_index=True)
 
 
@@ -134,9 +121,8 @@ def mean_dice(scores: pd.DataFrame) -> dict[str, float]:
     return {**{name: float(value) for name, value in means.items()}, "mean": float(sum(three) / len(three))}
 
 
-def summary(scores: pd.DataFrame) -> str:
-    """Mean Dice of each structure and of the three together, in lines."""
-    means = mean_dice(scores)
+def summary(means: Mapping[str, float]) -> str:
+    """What `mean_dice` found, in lines."""
     lines = [f"  {name:<24} {value:.3f}" for name, value in means.items() if name != "mean"]
     return "\n".join(["mean Dice", *lines, f"  {'the three structures':<24} {means['mean']:.3f}"])
 
@@ -156,12 +142,10 @@ def evaluate_run(
 
     Parameters
     ----------
-    cohort
-        Folder of patients in the layout of the CAMUS release.
+    cohort, split
+        As for `choose_images`.
     run
         Run folder of a training, with its weights.
-    split
-        As for `choose_pictures`.
     out
         File of the scores (.parquet); by default ``scores-<cohort>.parquet`` in the run.
     size
@@ -181,7 +165,7 @@ def evaluate_run(
     Raises
     ------
     EvaluationError
-        Something cannot be scored, or a file cannot be written where it was asked for.
+        Something cannot be scored, or written where it was asked for.
     """
     clock = time.perf_counter()
     out, clinical = (None if file is None else Path(file) for file in (out, clinical))
@@ -193,7 +177,7 @@ def evaluate_run(
     if size < 0:
         raise EvaluationError(f"--size: {size} is no number of pixels")
     folder = kept_run(run)
-    frames, says = choose_pictures(cohort, split)
+    frames, says = choose_images(cohort, split)
     tell(says)
     logits, _ = predict_run(folder, frames, batch_size=16)
     ends = clinical_ends(frames, logits) if clinical or record else None
@@ -222,11 +206,9 @@ def evaluate_run(
         scored = sorted(set(frames["split"].dropna()))
         known["parameters"] = {"evaluate_on": "+".join(scored) or "all", "score_size": size}
         tables = {"scores.parquet": scores, "clinical.csv": ends}
-        trained = folder.record["parameters"]
-        words = (trained[key] for key in ("model", "prompt"))
-        name = paths.run_path(
-            "-", "-", *words, trained.get("strategy", "real"), trained["encoders"], trained["seed"]
-        ).name
+        trained = {"strategy": "real", **folder.record["parameters"]}
+        named = (trained[key] for key in ("model", "prompt", "strategy", "encoders", "seed"))
+        name = paths.run_path("-", "-", *named).name
         tell(f"on record: {folder.put_on_record(record, name, tables, known)}")
-    tell(f"{summary(scores)}\nwritten: {os.path.relpath(target)}")
+    tell(f"{summary(known['dice'])}\nwritten: {os.path.relpath(target)}")
     return target

@@ -9,8 +9,7 @@ takes distance transforms of whole images. An outline is the mask's pixels with 
 it; what lies outside the image is background.
 
 A score is a function of `Masks`. To add one, write it here and name it in `OVERLAPS` or `DISTANCES`: tables,
-means, tests and figures then have its column. The two differ in what an empty mask gives, here and nowhere
-else:
+means, tests and figures then have its column. The two differ in what an empty mask gives:
 
 | prediction | truth | `OVERLAPS` | `DISTANCES` |
 | --- | --- | --- | --- |
@@ -18,14 +17,13 @@ else:
 | empty | present | 0 | NaN |
 | present | empty | 0 | NaN |
 
-No score is ever infinite. A mean of distances leaves out the NaN rows, so report beside it over how many of
-the masks it is: `echovlsm.evaluation.statistics.mean_scores` does.
+A mean of distances leaves out the NaN rows; `statistics.mean_scores` says over how many masks it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,14 +40,10 @@ PAPER_SIZE: int = 512
 """Side in pixels of the square at which the paper scores."""
 
 Size = int | tuple[int, int] | None | Literal["auto"]
-Spacing = tuple[float, float] | None
 
 
 class ScoreError(ValueError):
     """Masks, spacing or rows that cannot be scored."""
-
-
-# -- the scores -------------------------------------------------------------------------------------------
 
 
 class Masks:
@@ -112,22 +106,18 @@ METRICS: tuple[str, ...] = (*OVERLAPS, *DISTANCES)
 
 def dice(pred: np.ndarray, truth: np.ndarray) -> float:
     """Dice of two bool masks (H, W) on one grid, of empty ones too."""
-    return _overlap("dice", Masks(pred, truth))
+    return _overlaps(Masks(pred, truth))["dice"]
 
 
-def _overlap(name: str, pair: Masks) -> float:
+def _overlaps(pair: Masks) -> dict[str, float]:
     if pair.found and pair.wanted:
-        return OVERLAPS[name](pair)
-    return 0.0 if pair.found or pair.wanted else 1.0
+        return {name: of(pair) for name, of in OVERLAPS.items()}
+    return dict.fromkeys(OVERLAPS, 0.0 if pair.found or pair.wanted else 1.0)
 
 
 def _scores(pair: Masks) -> dict[str, float]:
     whole = pair.found and pair.wanted
-    distances = {name: of(pair) if whole else math.nan for name, of in DISTANCES.items()}
-    return {name: _overlap(name, pair) for name in OVERLAPS} | distances
-
-
-# -- scoring ----------------------------------------------------------------------------------------------
+    return _overlaps(pair) | {name: of(pair) if whole else math.nan for name, of in DISTANCES.items()}
 
 
 def to_mask(logits: Tensor, size: int | tuple[int, int] | None = None, threshold: float = 0.5) -> Tensor:
@@ -145,7 +135,7 @@ def to_mask(logits: Tensor, size: int | tuple[int, int] | None = None, threshold
     Returns
     -------
     Tensor
-        bool (..., height, width), on the device of `logits`.
+        bool (..., height, width).
 
     Raises
     ------
@@ -189,22 +179,18 @@ def score(
     Returns
     -------
     dict
-        Each of `METRICS`: `OVERLAPS` from 0 to 1, `DISTANCES` in pixels or millimetres; of empty masks see
-        the module.
+        Each of `METRICS`; of empty masks see the module.
 
     Raises
     ------
     ScoreError
-        A mask that is not two-dimensional, has values other than 0 and 1, or no pixels; a spacing that is
-        missing (NaN, NA) or not positive; an unknown size.
+        A mask that is none; a spacing that is missing (NaN, NA) or not positive; an unknown size.
     """
     return _scores(_prepare(pred, truth, spacing, size, threshold))
 
 
 def score_table(
-    rows: Iterable[
-        tuple[Mapping[str, Any], Any, Any] | tuple[Mapping[str, Any], Any, Any, Sequence[float] | None]
-    ],
+    rows: Iterable[tuple[Any, ...]],
     size: Size = "auto",
     threshold: float = 0.5,
     progress: bool = True,
@@ -220,10 +206,8 @@ def score_table(
         is held at a time.
     size, threshold
         As in `score`.
-    progress
-        Whether to show a progress bar.
-    total
-        Number of rows, for the bar, where `rows` has no length.
+    progress, total
+        Whether to show a progress bar, and of how many rows, where `rows` has no length.
 
     Returns
     -------
@@ -241,11 +225,9 @@ def score_table(
 
     ours = (*METRICS, "empty_pred", "empty_truth", "area_pred", "area_truth", "unit")
     records: list[dict[str, Any]] = []
-    for identifiers, pred, truth, *rest in tqdm(
-        rows, desc="scoring", unit="mask", total=total, disable=not progress
-    ):
-        clash = [name for name in identifiers if name in ours]
-        if clash:
+    bar = tqdm(rows, desc="scoring", unit="mask", total=total, disable=not progress)
+    for identifiers, pred, truth, *rest in bar:
+        if clash := [name for name in identifiers if name in ours]:
             raise ScoreError(f"identifier {clash[0]!r} is the name of a score's column: rename it")
         spacing = rest[0] if rest else None
         try:
@@ -275,7 +257,12 @@ def _prepare(pred: Any, truth: Any, spacing: Sequence[float] | None, size: Size,
     """Both masks on the grid to compare on, and the spacing of that grid."""
     pred, truth = _as_array(pred, "pred"), _as_array(truth, "truth")
     _check_threshold(threshold)
-    pixel = (1.0, 1.0) if spacing is None else _spacing(spacing)
+    pixel = (1.0, 1.0) if spacing is None else pixel_size(spacing)
+    if pixel is None:
+        raise ScoreError(
+            f"spacing {spacing!r} is not (height, width) of a pixel in millimetres, so that no distance in "
+            "millimetres can be had: score in pixels with spacing=None"
+        )
     auto = isinstance(size, str)
     if auto and size != "auto":
         raise ScoreError(
@@ -296,19 +283,13 @@ def _prepare(pred: Any, truth: Any, spacing: Sequence[float] | None, size: Size,
             f"pred is neither a mask (0 and 1) nor probabilities (0 to 1): {pred.dtype} from {pred.min()} to "
             f"{pred.max()}; make masks of logits with scoring.to_mask"
         )
-    scaled = (
-        (pixel[0] * truth.shape[0] / grid[0], pixel[1] * truth.shape[1] / grid[1])
-        if spacing is not None
-        else pixel
-    )
-    return Masks(found, _resize_array(true_mask, grid, "nearest-exact"), scaled)
+    if spacing is not None:
+        pixel = (pixel[0] * truth.shape[0] / grid[0], pixel[1] * truth.shape[1] / grid[1])
+    return Masks(found, _resize_array(true_mask, grid, "nearest-exact"), pixel)
 
 
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance from each point to the nearest of the others, float64 (N,).
-
-    A tree of the few hundred points of an outline costs a tenth of a distance transform of the image.
-    """
+    """Distance from each point to the nearest of the others, float64 (N,)."""
     from scipy.spatial import KDTree
 
     return KDTree(others, balanced_tree=False, compact_nodes=False).query(points)[0]
@@ -344,15 +325,6 @@ def pixel_size(spacing: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         return None
     return (height, width) if 0 < height < math.inf and 0 < width < math.inf else None
-
-
-def _spacing(spacing: Any) -> tuple[float, float]:
-    if (known := pixel_size(spacing)) is None:
-        raise ScoreError(
-            f"spacing {spacing!r} is not (height, width) of a pixel in millimetres, so that no distance in "
-            "millimetres can be had: score in pixels with spacing=None"
-        )
-    return known
 
 
 def _height_width(size: Any) -> tuple[int, int] | None:

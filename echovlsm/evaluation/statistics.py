@@ -1,21 +1,21 @@
-"""Statistics of scores: the paper's tables, paired tests, intervals by patient, speed of convergence.
+"""Statistics of scores: the paper's tables, paired tests, intervals by patient, agreement, convergence.
 
 A scores table has one row a mask (`echovlsm.evaluation.score_table`) and names its run in the columns
 `model`, `prompt`, `strategy`, `encoders` and `seed`. The paper reports mean and standard deviation over masks
 and a Wilcoxon signed-rank test over masks (section 4). The masks of one patient resemble each other, so that
-a test or interval which takes them as independent is too sure of itself: each is given by patient here as
-well.
+a test or interval which takes them as independent is too narrow: each is given by patient as well.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from echovlsm.evaluation.inference import Alternative, bootstrap_interval, holm, paired_test
+from echovlsm.evaluation.inference import bootstrap_interval, holm, paired_test
 from echovlsm.evaluation.scoring import DISTANCES, METRICS
 
 STRATEGY_ORDER: tuple[str, ...] = ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint")
@@ -33,11 +33,9 @@ def summary(
     scores: pd.DataFrame,
     by: Sequence[str] = ("model", "strategy", "prompt"),
     value: str = "dice",
-    level: float = 0.95,
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> pd.DataFrame:
-    """Mean, spread and interval of a score in each cell.
+    """Mean, spread and 95 % interval of a score in each cell.
 
     Parameters
     ----------
@@ -47,7 +45,7 @@ def summary(
         Columns that make a cell.
     value
         The score's column. Rows where it is NaN (distances of an empty mask) are left out and counted.
-    level, resamples, seed
+    resamples
         Of the interval, as for `bootstrap_interval`.
 
     Returns
@@ -66,38 +64,28 @@ def summary(
     rows = []
     for cell, part in scores.groupby(by, sort=False, observed=True, dropna=False):
         known = part[part[value].notna()]
-        numbers = known[value].to_numpy(dtype=float)
-        patients = _patients(known)
-        interval = (
-            bootstrap_interval(numbers, patients, level, resamples, seed)
-            if len(numbers)
-            else (float("nan"), float("nan"))
+        numbers, patients = known[value].to_numpy(dtype=float), _patients(known)
+        low, high = (
+            bootstrap_interval(numbers, patients, resamples=resamples) if len(known) else (math.nan, math.nan)
         )
         record = {
-            "mean": float(numbers.mean()) if len(numbers) else float("nan"),
-            "sd": float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan"),
+            "mean": float(numbers.mean()) if len(numbers) else math.nan,
+            "sd": float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan,
             "n": len(numbers),
             "missing": len(part) - len(known),
             "patients": len(np.unique(patients)),
-            "low": interval[0],
-            "high": interval[1],
+            "low": low,
+            "high": high,
         }
         rows.append(dict(zip(by, cell, strict=True)) | record)
     return pd.DataFrame(rows).sort_values(by, key=_ranks, kind="stable", ignore_index=True)
 
 
 def mean_scores(scores: pd.DataFrame, by: Sequence[str] = ("structure",)) -> pd.DataFrame:
-    """Means over masks of every score, and beside the distances over how many masks they are.
+    """Means over masks of every score that the table has, and over how many masks those of distances are.
 
     A distance exists only where both masks are there (`echovlsm.evaluation.scoring`), so that its mean leaves
-    out just the masks that failed altogether.
-
-    Parameters
-    ----------
-    scores
-        Scores table; a score that it lacks, such as one added since, is left out.
-    by
-        Columns that make a row.
+    out just the masks that failed altogether. `by` are the columns that make a row.
 
     Returns
     -------
@@ -135,16 +123,12 @@ def summary_table(
     ----------
     scores
         Scores table; select one kind of encoders first, or name `encoders` among the rows.
-    rows
-        Columns of `scores` that make the table's index.
-    columns
-        Column of `scores` whose values become the table's columns.
+    rows, columns
+        Columns of `scores` that make the table's index, and the one whose values become its columns.
     value
         The score's column.
-    percent
-        Print 100 times the value.
-    digits
-        Decimals.
+    percent, digits
+        Print 100 times the value; decimals.
 
     Returns
     -------
@@ -175,25 +159,10 @@ def summary_table(
 
 
 def epochs_to_reach(history: pd.DataFrame, target: float) -> dict[str, Any]:
-    """When training first reached a validation Dice.
+    """The `epoch` in which training first reached a validation Dice, and the `seconds` from the start to its
+    end; both NA where it never did.
 
-    Parameters
-    ----------
-    history
-        `training.fit`'s table: `epoch`, `val_dice`, `seconds` (of each epoch).
-    target
-        The validation Dice, as a fraction.
-
-    Returns
-    -------
-    dict
-        `epoch` (int) with `val_dice` >= target first, and `seconds` (float) from the start to its end; both
-        NA where it never did.
-
-    Raises
-    ------
-    ValueError
-        A column is absent.
+    `history` is `training.fit`'s table; ValueError where it lacks `epoch`, `val_dice` or `seconds`.
     """
     absent = [name for name in ("epoch", "val_dice", "seconds") if name not in history.columns]
     if absent:
@@ -217,10 +186,7 @@ def compare(
     *,
     column: str = "strategy",
     value: str = "dice",
-    alternative: Alternative = "two-sided",
-    level: float = 0.95,
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Paired comparison of two strategies in each cell, by mask and by patient.
 
@@ -239,10 +205,8 @@ def compare(
         What is compared: `strategy`, or `encoders`, `prompt`, `model`.
     value
         The score's column.
-    alternative
-        As in `paired_test`.
-    level, resamples, seed
-        Of the interval, as for `bootstrap_interval`.
+    resamples
+        Of the 95 % interval, as for `bootstrap_interval`.
 
     Returns
     -------
@@ -280,11 +244,8 @@ def compare(
         if len(lonely):
             raise ValueError(f"{label}: {len(lonely)} masks are scored for only one of {a} and {b}")
         second = second.loc[first.index]
-        rows.append(
-            dict(zip(by, cell, strict=True))
-            | {"a": a, "b": b}
-            | _compare_cell(first, second, alternative, level, resamples, seed)
-        )
+        known = dict(zip(by, cell, strict=True)) | {"a": a, "b": b}
+        rows.append(known | _compare_cell(first, second, resamples))
     if not rows:
         raise ValueError(f"scores: no cell of {', '.join(by)} has both {a} and {b} with a common seed")
     table = pd.DataFrame(rows).sort_values(by, key=_ranks, kind="stable", ignore_index=True)
@@ -295,20 +256,70 @@ def compare(
     return table
 
 
-def _compare_cell(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    alternative: Alternative,
-    level: float,
-    resamples: int,
-    seed: int,
-) -> dict[str, float]:
+def agreement(reference: Any, measured: Any) -> dict[str, float]:
+    """Agreement of two measurements of the same patients, after Bland and Altman.
+
+    Source: Lancet 1986, doi 10.1016/S0140-6736(86)90837-8.
+
+    Parameters
+    ----------
+    reference, measured
+        (n,) floats of one unit, a value a patient; pairs with a NaN are left out and counted.
+
+    Returns
+    -------
+    dict
+        `n, left_out, bias` (measured - reference), `bias_low, bias_high, sd` (of the differences), `low,
+        high` (limits of agreement, bias -+ 1.96 sd), `mean_absolute, correlation` (Pearson; NaN where one of
+        them is constant), `correlation_low, correlation_high`; intervals are bootstrap ones of 95 %.
+
+    Raises
+    ------
+    ValueError
+        Different lengths, or fewer than three pairs.
+    """
+    first, second = (np.asarray(values, dtype=float) for values in (reference, measured))
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"agreement: {first.shape} and {second.shape}; give one value a patient in each")
+    whole = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[whole], second[whole]
+    if len(first) < 3:
+        raise ValueError(f"agreement: {len(first)} pairs; three at least are needed")
+    differences = second - first
+    bias, sd = float(differences.mean()), float(differences.std(ddof=1))
+
+    def correlation(rows: np.ndarray) -> float:
+        chosen = rows.astype(int)
+        if np.ptp(first[chosen]) == 0 or np.ptp(second[chosen]) == 0:
+            return math.nan
+        return float(np.corrcoef(first[chosen], second[chosen])[0, 1])
+
+    places = np.arange(len(first), dtype=float)
+    bias_low, bias_high = bootstrap_interval(differences)
+    r_low, r_high = bootstrap_interval(places, resamples=2000, statistic=correlation)
+    return {
+        "n": len(first),
+        "left_out": int((~whole).sum()),
+        "bias": bias,
+        "bias_low": bias_low,
+        "bias_high": bias_high,
+        "sd": sd,
+        "low": bias - 1.96 * sd,
+        "high": bias + 1.96 * sd,
+        "mean_absolute": float(np.abs(differences).mean()),
+        "correlation": correlation(places),
+        "correlation_low": r_low,
+        "correlation_high": r_high,
+    }
+
+
+def _compare_cell(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[str, float]:
     """Compare two tables of one row a mask and one column a seed, with the same index and columns."""
     one, two = first.mean(axis=1, skipna=False), second.mean(axis=1, skipna=False)
-    by_mask = paired_test(one, two, alternative)
+    by_mask = paired_test(one, two)
     patients = _patients(first.index.to_frame(index=False))
-    by_patient = paired_test(*(values.groupby(patients).mean() for values in (one, two)), alternative)
-    low, high = bootstrap_interval(one - two, patients, level, resamples, seed)
+    by_patient = paired_test(*(values.groupby(patients).mean() for values in (one, two)))
+    low, high = bootstrap_interval(one - two, patients, resamples=resamples)
     return {
         "masks": by_mask["n"],
         "patients": by_patient["n"],

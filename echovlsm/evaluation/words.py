@@ -1,42 +1,38 @@
 """Do the words matter? One attribute of a prompt at a time is made false, and the mask's change is measured.
 
-`false_prompts` writes the prompts, through `echovlsm.prompts.make_prompts` with changed metadata, so that
-they stay the authors' strings. `word_effects` asks a trained model both the true and the false prompts about
-the same encoded picture. A model that reads only the structure's name will not move for any other word; one
-that has learned what else the words say about the picture will.
-
-`statistics.summary(effects, ("swapped",), "change")` gives means with intervals by patient.
+A model that reads only the structure's name will not move for any other word; one that has learned what else
+the words say about the image will. `statistics.summary(effects, ("swapped",), "change")` gives means with
+intervals by patient.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from echovlsm import PHASES, QUALITIES, STRUCTURES, VIEWS
 from echovlsm.cohort import is_synthetic, load_image, load_labels, resize_image, resize_labels
 from echovlsm.evaluation.scoring import PAPER_SIZE, to_mask
-from echovlsm.prompts import SHAPES, Missing, attributes_of, make_prompts, name_shapes, templates
+from echovlsm.prompts import attributes_of, make_prompts, shapes, templates
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
-
-    Shapes = pd.DataFrame | Mapping[tuple[str, str, str, str], str] | None
 
 AGES: tuple[int, int] = (20, 90)
 """Youngest and oldest false age, years."""
 AGE_APART: int = 20
 """A false age differs from the true one by at least so many years."""
 
-_PICTURE = ["patient", "view", "phase"]
+_IMAGE = ["patient", "view", "phase"]
+_NAMES = list(STRUCTURES.values())
 
 
 def swappable(level: str, synthetic: bool = False) -> tuple[str, ...]:
-    """What a prompt of this level says and can say falsely: `structure` and the level's attributes.
+    """What a prompt of this level can say falsely: `structure` and the level's attributes.
 
     Raises
     ------
@@ -54,14 +50,13 @@ def false_prompts(
     level: str,
     variant: int | str = 0,
     seed: int = 0,
-    missing: Missing = "error",
-    shapes: Shapes = None,
+    missing: templates.Missing = "error",
 ) -> pd.DataFrame:
     """The true prompt and, for each attribute that it names, one in which only this is false.
 
     The other view, phase or sex is taken; another quality or shape is drawn, an age at least `AGE_APART`
-    years away, and of each picture's structures a permutation without fixed point. The draw depends on the
-    seed and the picture alone, not on which other pictures there are.
+    years away, and of each image's structures a permutation without fixed point. The draw depends on the
+    seed and the image alone, not on which other images there are.
 
     Parameters
     ----------
@@ -70,18 +65,16 @@ def false_prompts(
     level
         P1 to P7.
     variant
-        Template variant, a key of `prompts.VARIANTS`.
+        Template variant, a key of `prompts.templates.VARIANTS`.
     seed
-        Seed of the draw.
+        Of the draw.
     missing
-        As in `make_prompts`; with `omit` an attribute that a picture lacks is not swapped there.
-    shapes
-        As in `make_prompts`; None reads them off the masks where the level names them.
+        As in `make_prompts`; with `omit` an attribute that an image lacks is not swapped there.
 
     Returns
     -------
     DataFrame
-        One row a picture, structure and swapped attribute: `patient, view, phase, structure` (the true ones),
+        One row an image, structure and swapped attribute: `patient, view, phase, structure` (the true ones),
         `level`, `variant`, `swapped`, `true_value`, `false_value`, `true_text`, `text`.
 
     Raises
@@ -89,49 +82,20 @@ def false_prompts(
     PromptError
         As `make_prompts`; P0; an unknown variant.
     """
-    import pandas as pd
-
-    synthetic = is_synthetic(frames)
-    names = swappable(level, synthetic)
-    frames = frames.reset_index(drop=True)
-    write = _Writer(frames, level, _variant(variant), seed, missing, synthetic, shapes)
-    true = write.texts(frames, write.shapes)
-    parts = []
-    for name in names:
-        said, false, text = write.swap(name)
-        part = frames[_PICTURE].loc[frames.index.repeat(len(STRUCTURES))].reset_index(drop=True)
-        parts.append(
-            part.assign(
-                structure=list(STRUCTURES.values()) * len(frames),
-                level=level,
-                variant=write.variant,
-                swapped=name,
-                true_value=pd.Series(said.reshape(-1), dtype=object),
-                false_value=pd.Series(false.reshape(-1), dtype=object),
-                true_text=true.reshape(-1),
-                text=text.reshape(-1),
-            ).dropna(subset=["true_value"])
-        )
-    table = pd.concat(parts, ignore_index=True)
-    table.attrs = dict(frames.attrs)
-    return table
+    prompts = _Prompts(frames.reset_index(drop=True), level, variant, seed, missing)
+    return prompts.table()
 
 
 def word_effects(
     model: nn.Module,
     frames: pd.DataFrame,
     level: str,
-    variant: int | str = 0,
-    seed: int = 0,
-    missing: Missing = "error",
-    shapes: Shapes = None,
+    missing: templates.Missing = "error",
     *,
     size: int | None = PAPER_SIZE,
-    threshold: float = 0.5,
     batch_size: int = 4,
-    progress: bool = False,
 ) -> pd.DataFrame:
-    """Ask a model true and false prompts about the same pictures and compare its masks.
+    """Ask a model true and false prompts (first variant) about the same images and compare its masks.
 
     Parameters
     ----------
@@ -141,14 +105,12 @@ def word_effects(
         Frames table of one cohort; every row needs a mask.
     level
         P1 to P7, the level that the model was trained with.
-    variant, seed, missing, shapes
+    missing
         As in `false_prompts`.
     size
         Side in pixels at which masks are compared, as `scoring.score` does it; None: the model's own.
-    threshold
-        Probability from which a pixel belongs to the mask.
-    batch_size, progress
-        Pictures at a time (each is encoded once for all of its prompts, up to 24); a progress bar.
+    batch_size
+        Images at a time; each is encoded once for all of its prompts, up to 24.
 
     Returns
     -------
@@ -169,39 +131,32 @@ def word_effects(
     import pandas as pd
     import torch
     from accelerate import Accelerator
-    from tqdm import tqdm
 
     frames = frames.reset_index(drop=True)
-    prompts = false_prompts(frames, level, variant, seed, missing, shapes)
-    names = list(dict.fromkeys(prompts["swapped"]))
-    numbers = {name: number for number, name in enumerate(STRUCTURES.values())}
-    place = pd.MultiIndex.from_frame(frames[_PICTURE])
-    picture = place.get_indexer(pd.MultiIndex.from_frame(prompts[_PICTURE]))
-    structure = prompts["structure"].map(numbers).to_numpy()
-    swap = prompts["swapped"].map({name: number for number, name in enumerate(names)}).to_numpy()
-    asked, codes = _ask(prompts, picture, swap, structure, (len(frames), len(names), len(numbers)))
-    of_structure = (prompts["swapped"] == "structure").to_numpy()
-    named = np.empty((len(frames), len(numbers)), dtype=np.int64)
-    named[picture[of_structure], structure[of_structure]] = prompts.loc[of_structure, "false_value"].map(
-        numbers
-    )
-
-    input_ids, attention_mask = model.tokenize(list(asked))
+    prompts = _Prompts(frames, level, 0, 0, missing)
+    # images, the true prompt and the swaps, structures
+    grid = np.stack([prompts.true, *(swap.texts for swap in prompts.swaps.values())], axis=1)
+    numbers, texts = pd.factorize(grid.reshape(-1))
+    numbers = torch.from_numpy(numbers.reshape(grid.shape))
+    named = torch.from_numpy(prompts.permutations)
+    place = list(prompts.swaps).index("structure")
+    input_ids, attention_mask = model.tokenize(list(texts))
     device = Accelerator().device
     model = model.to(device).eval()
-    found = np.empty((*codes[:, 1:].shape, 4))
-    starts = range(0, len(frames), batch_size)
-    for start in tqdm(starts, desc="swapping words", unit="batch", disable=not progress):
+    found = []
+    for start in range(0, len(frames), batch_size):
         batch = slice(start, start + batch_size)
-        ids = torch.from_numpy(codes[batch]).flatten(1)  # pictures, prompts
+        ids = numbers[batch].flatten(1)
         images, truth = _load(frames.iloc[batch], model.image_size, size)
         with torch.no_grad():
             pixels = model.normalise(images.to(device))
             logits = model(pixels, input_ids[ids].to(device), attention_mask[ids].to(device))
-        masks = to_mask(logits.float().cpu(), size, threshold).unflatten(1, codes.shape[1:])
-        found[batch] = _compare(masks, truth, torch.from_numpy(named[batch]), names.index("structure"))
-    scores = found[picture, swap, structure]
-    return prompts.drop(columns=["true_text", "text"]).assign(
+        masks = to_mask(logits.float().cpu(), size).unflatten(1, grid.shape[1:])
+        found.append(_compare(masks, truth, named[batch], place))
+    table = prompts.table()
+    # the table has swaps first, and no row where an image lacks the attribute
+    scores = np.concatenate(found).swapaxes(0, 1)[prompts.known()]
+    return table.drop(columns=["true_text", "text"]).assign(
         dice_true=scores[:, 0],
         dice_false=scores[:, 1],
         change=scores[:, 1] - scores[:, 0],
@@ -210,29 +165,8 @@ def word_effects(
     )
 
 
-def _ask(
-    prompts: pd.DataFrame,
-    picture: np.ndarray,
-    swap: np.ndarray,
-    structure: np.ndarray,
-    shape: tuple[int, int, int],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct texts, and their numbers int64 (pictures, 1 + swaps, structures): first the true prompt.
-
-    Where a picture lacks the attribute, the true prompt stands in; its row is left out of the result.
-    """
-    import pandas as pd
-
-    pictures, swaps, structures = shape
-    grid = np.empty((pictures, 1 + swaps, structures), dtype=object)
-    grid[picture, :, structure] = prompts["true_text"].to_numpy(dtype=object)[:, None]
-    grid[picture, 1 + swap, structure] = prompts["text"]
-    codes, texts = pd.factorize(grid.reshape(-1))
-    return texts, codes.reshape(grid.shape)
-
-
 def _load(rows: pd.DataFrame, image_size: int, size: int | None) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 (B, image_size, image_size) and true masks bool (B, S, side, side)."""
+    """Images uint8 (B, image_size, image_size) and true masks bool (B, S, side, side)."""
     import torch
 
     images = torch.stack([resize_image(load_image(row), image_size) for row in rows.itertuples()])
@@ -263,87 +197,119 @@ def _compare(masks: Tensor, truth: Tensor, named: Tensor, structure_swap: int) -
     return torch.stack([right.expand_as(wrong), wrong, dice(true, false), asked], dim=-1).double().numpy()
 
 
-class _Writer:
-    """Writes prompts of a cohort's pictures, true or with one attribute swapped.
+class _Swap(NamedTuple):
+    """One attribute made false: object arrays (images, structures), None where an image lacks it."""
 
-    Values and texts come as object arrays (pictures, structures); the value is None where it is missing.
-    """
+    said: np.ndarray
+    false: np.ndarray
+    texts: np.ndarray
+
+
+class _Prompts:
+    """True prompts of a cohort's images, object (images, structures), and what is made false in them."""
 
     def __init__(
-        self,
-        frames: pd.DataFrame,
-        level: str,
-        variant: int,
-        seed: int,
-        missing: Missing,
-        synthetic: bool,
-        shapes: Shapes,
+        self, frames: pd.DataFrame, level: str, variant: int | str, seed: int, missing: templates.Missing
     ) -> None:
-        self.frames, self.level, self.variant = frames, level, variant
-        self.missing, self.synthetic = missing, synthetic
-        self.structures = list(STRUCTURES.values())
+        self.frames, self.level, self.missing = frames, level, missing
+        self.synthetic = is_synthetic(frames)
+        names = swappable(level, self.synthetic)
+        numbers = {str(number): number for number in templates.VARIANTS}
+        if str(variant) not in numbers:
+            raise templates.PromptError(f"unknown template variant {variant!r}: one of {', '.join(numbers)}")
+        self.variant = numbers[str(variant)]
         self.keys = _keys(frames)
         self.draws = [_Draw(seed, key) for key in self.keys]
-        says_shape = "shape" in attributes_of(level, synthetic)
-        self.shapes = _shape_lookup(frames, shapes, missing) if says_shape else {}
+        self.permutations = np.stack([draw.permutation for draw in self.draws])
+        self.shapes: dict[tuple[str, ...], str] = {}
+        if "shape" in names:
+            table = shapes.name_shapes(frames, missing=missing, progress=False).dropna(subset=["shape"])
+            self.shapes = {tuple(row[:4]): row[4] for row in table.itertuples(index=False, name=None)}
+        self.true = self._write(frames, self.shapes)
+        own = {"structure": self._swap_structure, "shape": self._swap_shape}
+        self.swaps = {name: own[name]() if name in own else self._swap_column(name) for name in names}
 
-    def texts(self, frames: pd.DataFrame, shapes: Mapping[tuple[str, str, str, str], str]) -> np.ndarray:
-        """The prompts of `frames`, which has one row for each of our pictures, in our order."""
-        table = make_prompts(frames, shapes, self.missing, self.synthetic, (self.level,))
+    def known(self) -> np.ndarray:
+        """Whether an image has what a swap makes false, bool (swaps, images, structures)."""
+        return np.stack([np.not_equal(swap.said, None) for swap in self.swaps.values()])
+
+    def table(self) -> pd.DataFrame:
+        """What `false_prompts` returns."""
+        import pandas as pd
+
+        parts = [
+            self.frames[_IMAGE]
+            .loc[self.frames.index.repeat(len(_NAMES))]
+            .reset_index(drop=True)
+            .assign(
+                structure=_NAMES * len(self.frames),
+                level=self.level,
+                variant=self.variant,
+                swapped=name,
+                true_value=pd.Series(swap.said.reshape(-1), dtype=object),
+                false_value=pd.Series(swap.false.reshape(-1), dtype=object),
+                true_text=self.true.reshape(-1),
+                text=swap.texts.reshape(-1),
+            )
+            for name, swap in self.swaps.items()
+        ]
+        table = pd.concat(parts, ignore_index=True)[self.known().reshape(-1)].reset_index(drop=True)
+        table.attrs = dict(self.frames.attrs)
+        return table
+
+    def _write(self, frames: pd.DataFrame, said: Mapping[tuple[str, ...], str | None]) -> np.ndarray:
+        """The prompts of `frames`, which has one row for each of our images, in our order."""
+        table = make_prompts(frames, said, self.missing, self.synthetic, (self.level,))
         chosen = table.loc[table["variant"] == self.variant, "text"]
-        return chosen.to_numpy(dtype=object).reshape(len(frames), len(self.structures))
+        return chosen.to_numpy(dtype=object).reshape(len(frames), len(_NAMES))
 
-    def swap(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True values, false values and texts that say these."""
-        if name == "structure":
-            return self._swap_structure()
-        return self._swap_shape() if name == "shape" else self._swap_column(name)
-
-    def _swap_structure(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        other = np.stack([draw.permutation for draw in self.draws])
+    def _swap_structure(self) -> _Swap:
+        other = self.permutations
         # the structure asked for takes the shape of the one that is meant: no second clause may differ
         borrowed = {
-            (*key, self.structures[target]): self.shapes.get((*key, self.structures[source]))
+            (*key, _NAMES[target]): self.shapes.get((*key, _NAMES[source]))
             for key, row in zip(self.keys, other, strict=True)
             for source, target in enumerate(row)
         }
-        names = np.array(self.structures, dtype=object)
-        texts = np.take_along_axis(self.texts(self.frames, borrowed), other, axis=1)
-        return np.broadcast_to(names, other.shape), names[other], texts
+        names = np.array(_NAMES, dtype=object)
+        texts = np.take_along_axis(self._write(self.frames, borrowed), other, axis=1)
+        return _Swap(np.broadcast_to(names, other.shape), names[other], texts)
 
-    def _swap_shape(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        true = [[self.shapes.get((*key, name)) for name in self.structures] for key in self.keys]
+    def _swap_shape(self) -> _Swap:
+        said = [[self.shapes.get((*key, name)) for name in _NAMES] for key in self.keys]
         false = [
             [draw.shape(value, number) for number, value in enumerate(row)]
-            for draw, row in zip(self.draws, true, strict=True)
+            for draw, row in zip(self.draws, said, strict=True)
         ]
         changed = {
             (*key, name): value
             for key, row in zip(self.keys, false, strict=True)
-            for name, value in zip(self.structures, row, strict=True)
+            for name, value in zip(_NAMES, row, strict=True)
         }
-        return np.array(true, dtype=object), np.array(false, dtype=object), self.texts(self.frames, changed)
+        texts = self._write(self.frames, changed)
+        return _Swap(np.array(said, dtype=object), np.array(false, dtype=object), texts)
 
-    def _swap_column(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _swap_column(self, name: str) -> _Swap:
         import pandas as pd
 
-        empty = pd.Series([None] * len(self.frames), dtype=object)
-        column = self.frames[name].astype(object) if name in self.frames.columns else empty
-        true = [None if pd.isna(value) else value for value in column]
-        false = [draw.value(name, value) for draw, value in zip(self.draws, true, strict=True)]
-        frames = self.frames.assign(**{name: pd.Series(false, dtype=object)})
-        # with its view or phase a picture's key changes, but not what shape its structures have
-        moved = dict(zip(self.keys, _keys(frames), strict=True))
-        texts = self.texts(frames, {(*moved[key[:3]], key[3]): shape for key, shape in self.shapes.items()})
-        repeated = (
-            np.repeat(np.array(values, dtype=object)[:, None], len(self.structures), axis=1)
-            for values in (true, false)
+        column = (
+            self.frames[name].astype(object) if name in self.frames.columns else [None] * len(self.frames)
         )
-        return (*repeated, texts)
+        said = [None if pd.isna(value) else value for value in column]
+        false = [draw.value(name, value) for draw, value in zip(self.draws, said, strict=True)]
+        frames = self.frames.assign(**{name: pd.Series(false, dtype=object)})
+        # with its view or phase an image's key changes, but not what shape its structures have
+        moved = dict(zip(self.keys, _keys(frames), strict=True))
+        texts = self._write(frames, {(*moved[key[:3]], key[3]): shape for key, shape in self.shapes.items()})
+        repeated = (
+            np.repeat(np.array(values, dtype=object)[:, None], len(_NAMES), axis=1)
+            for values in (said, false)
+        )
+        return _Swap(*repeated, texts)
 
 
 class _Draw:
-    """The false values of one picture, which depend on the seed and the picture alone."""
+    """The false values of one image, which depend on the seed and the image alone."""
 
     def __init__(self, seed: int, key: tuple[Any, ...]) -> None:
         rng = np.random.default_rng([seed, zlib.crc32(" ".join(map(str, key)).encode())])
@@ -359,13 +325,11 @@ class _Draw:
             ages = [age for age in range(AGES[0], AGES[1] + 1) if abs(age - true) >= AGE_APART]
             return _pick(ages, self._age)
         known = {"view": VIEWS, "phase": PHASES, "sex": ("F", "M"), "quality": QUALITIES}[name]
-        if true not in known:
-            raise templates.PromptError(f"{name} {true!r} is unknown: one of {', '.join(known)}")
         return _pick([word for word in known if word != true], self._word)
 
     def shape(self, true: str | None, number: int) -> str | None:
         """A false shape for the structure of this number."""
-        others = [shape for shape in SHAPES if shape != true]
+        others = [shape for shape in shapes.SHAPES if shape != true]
         return None if true is None else _pick(others, self._shapes[number])
 
 
@@ -374,26 +338,4 @@ def _pick(values: Sequence[Any], drawn: float) -> Any:
 
 
 def _keys(frames: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(frames[_PICTURE].itertuples(index=False, name=None))
-
-
-def _variant(variant: int | str) -> int:
-    known = {str(number): number for number in templates.VARIANTS}
-    if str(variant) not in known:
-        raise templates.PromptError(f"unknown template variant {variant!r}: one of {', '.join(known)}")
-    return known[str(variant)]
-
-
-def _shape_lookup(
-    frames: pd.DataFrame, shapes: Shapes, missing: Missing
-) -> dict[tuple[str, str, str, str], str]:
-    """Shape of each structure of the pictures in `frames`; structures without one are left out."""
-    import pandas as pd
-
-    if shapes is None:
-        shapes = name_shapes(frames, missing=missing, progress=False)
-    if isinstance(shapes, pd.DataFrame):
-        columns = shapes[[*_PICTURE, "structure", "shape"]].itertuples(index=False, name=None)
-        shapes = {tuple(row[:4]): row[4] for row in columns}
-    pictures = set(_keys(frames))
-    return {key: value for key, value in shapes.items() if key[:3] in pictures and not pd.isna(value)}
+    return list(frames[_IMAGE].itertuples(index=False, name=None))

@@ -21,7 +21,7 @@ from echovlsm.cohort import is_synthetic, load_image, load_labels, resize_image
 from echovlsm.evaluation import dice
 from echovlsm.explorer.images import Answer, CohortImage, ExplorerError, Key
 from echovlsm.models import MODELS
-from echovlsm.prompts import LEVELS, Missing, attributes_of, levels_of, make_prompt, name_shape
+from echovlsm.prompts import attributes_of, make_prompt, name_shape, templates
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class Explorer:
     """
 
     def __init__(
-        self, frames: pd.DataFrame, nets: Mapping[str, nn.Module], *, missing: Missing = "omit"
+        self, frames: pd.DataFrame, nets: Mapping[str, nn.Module], *, missing: templates.Missing = "omit"
     ) -> None:
         if frames.empty:
             raise ExplorerError("frames: no images; check the cohort and the split")
@@ -76,8 +76,8 @@ class Explorer:
         self.frames = frames.reset_index(drop=True)
         self.meta: dict[str, Any] = frames.attrs.get("meta") or {}
         self.synthetic = is_synthetic(frames)
-        self.levels = levels_of(self.synthetic)
-        self.missing: Missing = missing
+        self.levels = templates.levels_of(self.synthetic)
+        self.missing: templates.Missing = missing
         keys = zip(frames["patient"], frames["view"], frames["phase"], strict=True)
         self._rows: dict[Key, int] = {key: number for number, key in enumerate(keys)}
         self._nets = {name: net.eval() for name, net in nets.items()}
@@ -237,7 +237,7 @@ def choose_images(frames: pd.DataFrame, count: int = 4, first: Key | None = None
 def level_names() -> dict[str, str]:
     """Prompt level to what it adds, for menus: ``P2 · view``."""
     names = {"P0": "P0 · nothing", "P1": "P1 · structure"}
-    for before, level in pairwise(LEVELS[1:]):
+    for before, level in pairwise(templates.LEVELS[1:]):
         added = set(attributes_of(level)) - set(attributes_of(before))
         names[level] = f"{level} · {', '.join(sorted(added))}"
     return names

@@ -11,16 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["shapes", "templates"],
     submod_attrs={
         "negatives": ["other_sentences"],
-        "shapes": ["name_shape", "name_shapes", "prompts_for"],
-        "templates": [
-            "LEVELS",
-            "Missing",
-            "attributes_of",
-            "level_for",
-            "levels_of",
-            "make_prompt",
-            "make_prompts",
-        ],
-        "vqa": ["SHAPES"],
+        "shapes": ["name_shape", "prompts_for"],
+        "templates": ["attributes_of", "level_for", "make_prompt", "make_prompts"],
     },
 )

@@ -74,19 +74,10 @@ _MADE_UP = 0.3
 def other_sentences(
     prompts: Sequence[str], structures: Collection[str], count: int, seed: int = 0
 ) -> list[str]:
-    """Distinct sentences about something else.
+    """So many distinct sentences about something else.
 
-    Parameters
-    ----------
-    prompts
-        A cohort's prompts, each of which begins with a structure's name; others, such as P0's empty text,
-        lend no frame.
-    structures
-        Names of the structures.
-    count
-        How many.
-    seed
-        Of the draw.
+    `prompts` are a cohort's, which begin with the name of one of `structures`; others, such as P0's empty
+    text, lend no frame.
     """
     rng = np.random.default_rng(seed)
     names = [name.capitalize() for name in structures]

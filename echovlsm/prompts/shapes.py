@@ -15,18 +15,18 @@ Two ways to name it:
 4. The ratio of the principal axes decides within the family: up to 1.2 a `circle` or a `square`, above it an
    `oval` or a `rectangle`.
 
-`vqa`: as in the paper, a visual question answering model is asked "What is the shape of the <structure> in
-the green box?" about the image with a green box round the structure. The paper's model, OFA, is not part of
-Transformers; any model that Transformers runs may be named. Answers differ between models, and the rule above
-does not imitate them: it calls nearly every left ventricular cavity an oval, as the authors' prompts for
-CAMUS mostly do, but hardly any myocardium a triangle, as those mostly do.
+`vqa`: as in the paper, a visual question answering model is asked about the image with a green box round the
+structure. The paper's model, OFA, is not part of Transformers; any model that Transformers runs may be named.
+Answers differ between models, and the rule above does not imitate them: it calls nearly every left
+ventricular cavity an oval, as the authors' prompts for CAMUS mostly do, but hardly any myocardium a triangle,
+as those mostly do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,7 +70,7 @@ def name_shape(mask: np.ndarray, spacing: tuple[float, float] | None = None) -> 
     Raises
     ------
     ShapeError
-        The mask is empty, not two-dimensional, or has other values.
+        The mask is empty, or is none.
     """
     family, ratio, _ = describe_shape(mask, spacing)
     equal = ratio <= ROUND_UP_TO
@@ -84,16 +84,8 @@ def name_shape(mask: np.ndarray, spacing: tuple[float, float] | None = None) -> 
 def describe_shape(
     mask: np.ndarray, spacing: tuple[float, float] | None = None
 ) -> tuple[str, float, dict[str, float]]:
-    """What `name_shape` decides by, with its parameters and errors.
-
-    Returns
-    -------
-    family : str
-        The best: `ellipse`, `rectangle` or `triangle`.
-    ratio : float
-        Of the principal axes, at least 1.
-    fits : dict of str to float
-        The best intersection over union with each family.
+    """What `name_shape` decides by: the best family, the ratio of the principal axes (at least 1), and the
+    best intersection over union with each family (`ellipse`, `rectangle`, `triangle`).
     """
     normal, ratio = normalised(hull_of(mask), spacing)
     fits = {family: fit for family, (fit, _) in ideal_fits(normal).items()}
@@ -167,7 +159,7 @@ def name_shapes(
     frames: pd.DataFrame,
     backend: Literal["geometry", "vqa"] = "geometry",
     model: str | os.PathLike[str] | Ask | None = None,
-    missing: Literal["error", "omit"] = "error",
+    missing: Missing = "error",
     progress: bool = True,
     workers: int | None = None,
 ) -> pd.DataFrame:
@@ -213,10 +205,19 @@ def name_shapes(
             else "only backend='vqa' has a model"
         )
     ask = model if callable(model) or model is None else load_vqa(model)
+
+    def find() -> list[Shape | None]:
+        return _find_names(frames, ask, missing, progress, workers)
+
     labels = list(frames["labels"]) if "labels" in frames.columns else [None]
-    if ask is None and all(pd.notna(path) and str(path).endswith((".nii.gz", ".nii")) for path in labels):
-        return _cached_shapes(frames, missing, progress, workers)
-    return _name_all(frames, ask, missing, progress, workers)
+    kept = ask is None and all(str(at).endswith((".nii.gz", ".nii")) for at in labels)
+    rows = [
+        (*place, structure)
+        for place in zip(frames["patient"], frames["view"], frames["phase"], strict=True)
+        for structure in STRUCTURES.values()
+    ]
+    table = pd.DataFrame(rows, columns=["patient", "view", "phase", "structure"])
+    return table.assign(shape=_kept_names(frames, missing, find) if kept else find())
 
 
 def prompts_for(frames: pd.DataFrame, level: str, missing: Missing = "error") -> pd.DataFrame:
@@ -226,19 +227,14 @@ def prompts_for(frames: pd.DataFrame, level: str, missing: Missing = "error") ->
     return make_prompts(frames, shapes=shapes, missing=missing, levels=(level,))
 
 
-def _cached_shapes(frames: pd.DataFrame, missing: str, progress: bool, workers: int | None) -> pd.DataFrame:
-    """Shapes by geometry, from the cache where masks, pixel sizes and this rule are known to it."""
-    import pandas as pd
-
-    names = ["patient", "view", "phase", "structure"]
+def _kept_names(
+    frames: pd.DataFrame, missing: str, find: Callable[[], list[Shape | None]]
+) -> list[Shape | None]:
+    """Names by geometry, from the cache where masks, pixel sizes and this rule are known to it."""
 
     def make() -> dict[str, np.ndarray]:
-        named = _name_all(frames, None, missing, progress, workers)["shape"]
-        return {
-            "shapes": named.map({shape: number for number, shape in enumerate(SHAPES)})
-            .fillna(-1)
-            .to_numpy("int8")
-        }
+        numbers = [-1 if name is None else SHAPES.index(name) for name in find()]
+        return {"shapes": np.array(numbers, dtype=np.int8)}
 
     spacing = frames.reindex(columns=["spacing_y", "spacing_x"]).to_numpy(dtype=float, na_value=np.nan)
     rule = b"".join(Path(file).read_bytes() for file in (masks.__file__, __file__))
@@ -246,38 +242,24 @@ def _cached_shapes(frames: pd.DataFrame, missing: str, progress: bool, workers: 
         cache.key_of_files(frames["labels"]), spacing, missing, hashlib.sha256(rule).hexdigest()
     )
     found = cache.arrays("shapes", key, make)["shapes"]
-    rows = [
-        (*place, name)
-        for place in zip(*(frames[name] for name in names[:3]), strict=True)
-        for name in STRUCTURES.values()
-    ]
-    table = pd.DataFrame(rows, columns=names)
-    return table.assign(shape=[SHAPES[number] if number >= 0 else None for number in found])
+    return [SHAPES[number] if number >= 0 else None for number in found]
 
 
-def _name_all(
+def _find_names(
     frames: pd.DataFrame, ask: Ask | None, missing: str, progress: bool, workers: int | None
-) -> pd.DataFrame:
-    import pandas as pd
+) -> list[Shape | None]:
+    """The shape's name of every structure of every image, in the order of the table."""
     from tqdm import tqdm
 
-    pictures = frames.to_dict("records")
-    name = partial(_name_picture, ask=ask, missing=missing)
+    rows = frames.to_dict("records")
+    name = partial(_name_structures, ask=ask, missing=missing)
     # a model is asked here: it may hold a device
-    named = (
-        map(name, pictures) if ask else processes.in_order(name, pictures, workers, least=_FEW, chunk=_CHUNK)
-    )
-    rows = [
-        (row["patient"], row["view"], row["phase"], structure, shape)
-        for row, shapes in zip(
-            tqdm(pictures, desc="shapes", unit="picture", disable=not progress), named, strict=True
-        )
-        for structure, shape in zip(STRUCTURES.values(), shapes, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["patient", "view", "phase", "structure", "shape"])
+    found = map(name, rows) if ask else processes.in_order(name, rows, workers, least=_FEW, chunk=_CHUNK)
+    bar = tqdm(found, desc="shapes", unit="image", total=len(rows), disable=not progress)
+    return [shape for names in bar for shape in names]
 
 
-def _name_picture(row: Mapping[Hashable, Any], ask: Ask | None, missing: str) -> list[Shape | None]:
+def _name_structures(row: Mapping[Hashable, Any], ask: Ask | None, missing: str) -> list[Shape | None]:
     """The shape's name of every structure of one image, in the order of `STRUCTURES`."""
     import pandas as pd
 
@@ -288,10 +270,8 @@ def _name_picture(row: Mapping[Hashable, Any], ask: Ask | None, missing: str) ->
     named: list[Shape | None] = []
     for value, structure in STRUCTURES.items():
         try:
-            if ask is None:
-                named.append(name_shape(labels == value, known))
-            else:
-                named.append(ask_shape(ask, image, labels == value, structure))
+            mask = labels == value
+            named.append(ask_shape(ask, image, mask, structure) if ask else name_shape(mask, known))
         except ShapeError as error:
             if missing == "error":
                 raise ShapeError(
@@ -322,9 +302,7 @@ def _line() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ideal shapes of unit variance on a grid: their points, areas and families.
-
-    The points are bits, (T, G * G / 64) uint64; the areas (T,) count them; the families are names, (T,).
+    """The ideal shapes of unit variance: points as bits, uint64 (T, G * G / 64), areas and families.
 
     Inside means at most so far from the centre along each side's normal: a disc of unit variance has the
     radius 2, a square the half side sqrt(3), an equilateral triangle the inradius sqrt(2).

@@ -1,8 +1,8 @@
 """Prompts: what an image's metadata says about a structure, in the words of the paper's authors.
 
 Source: Adhikari et al., "Synthetic Boost", ASMUS 2023, section 2.2 (levels P0-P7), and the prompt files of
-their MIT-licensed repository, which this module reproduces to the letter, including the article `a` before
-every age (`a eighteen-year-old male`) and `end of the diastole cycle`.
+their MIT-licensed repository, reproduced to the letter, with `a eighteen-year-old male` and `end of the
+diastole cycle`.
 
 Each level adds one attribute: P0 nothing (the empty text), P1 structure, P2 + view, P3 + phase, P4 + sex,
 P5 + age, P6 + image quality, P7 + shape. A synthetic cohort has no image quality, so that its P6 is
@@ -23,11 +23,13 @@ from echovlsm.cohort import is_synthetic
 if TYPE_CHECKING:
     import pandas as pd
 
+    Shapes = pd.DataFrame | Mapping[tuple[str, str, str, str], str]
+
 LEVELS: tuple[str, ...] = ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7")
 """The prompt levels, from the empty text to all seven attributes."""
 
 VARIANTS: dict[int, str] = {0: "of the heart", 1: "in the cardiac ultrasound"}
-"""Template variant to the words that set it apart; the first two are the authors', in their files' order.
+"""Template variant to the words that set it apart; the first two are the authors'.
 
 Another wording is one more line here: its prompts are made, and runs may draw or ask for it.
 """
@@ -41,7 +43,7 @@ _VIEW_WORDS = dict(zip(VIEWS, ("two-chamber", "four-chamber"), strict=True))
 _PHASE_WORDS = dict(zip(PHASES, ("diastole", "systole"), strict=True))
 _SEX_WORDS = {"F": "female", "M": "male"}
 _MAX_AGE = 130
-_SHAPE = r"[a-z]+(?:[ -][a-z]+)*"
+_KEY = ["patient", "view", "phase"]
 
 
 class PromptError(ValueError):
@@ -59,13 +61,7 @@ def level_for(level: str, synthetic: bool) -> str:
 
 
 def attributes_of(level: str, synthetic: bool = False) -> tuple[str, ...]:
-    """The attributes, besides the structure, that a level says, in the templates' order of levels.
-
-    Raises
-    ------
-    PromptError
-        An unknown level, or P7 of a synthetic cohort.
-    """
+    """What a level says besides the structure; PromptError where a cohort has no such level."""
     if level not in LEVELS:
         raise PromptError(f"unknown prompt level {level!r}: one of {', '.join(LEVELS)}")
     if level not in levels_of(synthetic):
@@ -78,13 +74,7 @@ def attributes_of(level: str, synthetic: bool = False) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def age_in_words(age: int | float) -> str:
-    """An age in whole years as num2words spells it: 56 -> `fifty-six`.
-
-    Raises
-    ------
-    PromptError
-        Not a whole number from 0 to 130.
-    """
+    """An age in whole years, 0 to 130, in words (56 -> `fifty-six`); PromptError for any other."""
     from num2words import num2words
 
     try:
@@ -120,22 +110,19 @@ def make_prompt(
         P0-P7.
     variant
         A key of `VARIANTS`; P0 is the empty text in all.
-    view, phase, sex, quality
-        As in the frames table: `2CH` or `4CH`; `ED` or `ES`; `F` or `M`; `good`, `medium` or `poor`.
-    age
-        Whole years.
+    view, phase, sex, age, quality
+        As in the frames table.
     shape
-        Name in lower-case letters. The authors print the answer of their VQA model as it comes, so that
-        besides the five names `triangular` and `rectangular` occur.
+        In lower-case letters; the authors' texts have `triangular` and `rectangular` besides the five names.
     missing
         `error` raises where an attribute that the level needs is None or NA, `omit` drops its clause.
     synthetic
-        Whether the prompt is for a synthetic cohort: P6 is P5 + shape, P7 does not exist.
+        Whether the prompt is for a synthetic cohort.
 
     Raises
     ------
     PromptError
-        An unknown structure, level or variant; an attribute missing or malformed.
+        Something unknown, missing or malformed.
     """
     _check_missing(missing)
     values = {"view": view, "phase": phase, "sex": sex, "age": age, "quality": quality, "shape": shape}
@@ -158,7 +145,9 @@ def make_prompt(
         return ""
     text = structure.capitalize()
     if "shape" in present:
-        text += f" of {_shape_word(present['shape'])} shape"
+        if not re.fullmatch(r"[a-z]+(?:[ -][a-z]+)*", str(present["shape"])):
+            raise PromptError(f"shape {present['shape']!r} is not a name in lower-case letters")
+        text += f" of {present['shape']} shape"
     if "view" in present:
         text += f" in {_word('view', present['view'], _VIEW_WORDS)} view"
     text += f" {VARIANTS[variant]}"
@@ -177,7 +166,7 @@ def make_prompt(
 
 def make_prompts(
     frames: pd.DataFrame,
-    shapes: pd.DataFrame | Mapping[tuple[str, str, str, str], str] | None = None,
+    shapes: Shapes | None = None,
     missing: Missing = "error",
     synthetic: bool | None = None,
     levels: Sequence[str] = LEVELS,
@@ -187,30 +176,27 @@ def make_prompts(
     Parameters
     ----------
     frames
-        Frames table: `patient, view, phase`, and as the levels need them `sex`, `age` and `quality`. A column
-        that is absent counts as missing everywhere.
+        Frames table; where it has no column `sex`, `age` or `quality`, that is missing everywhere.
     shapes
-        The shape's name of each structure, for the levels that say it: a table with the columns
-        `patient, view, phase, structure, shape` (that of `name_shapes`) or a mapping from
+        The shape of each structure, for the levels that say it: the table of `name_shapes`, or a mapping from
         (patient, view, phase, structure).
     missing
         `error` raises at the first attribute that a level needs and an image lacks; `omit` drops the clause.
     synthetic
         Whether the cohort is synthetic; None asks `cohort.is_synthetic`.
     levels
-        Which levels to make; only what these say is asked for. P7 has no rows in a synthetic cohort.
+        Which levels to make; P7 has no rows in a synthetic cohort.
 
     Returns
     -------
     DataFrame
         `patient, view, phase, structure, level, variant, text`, one row per image, structure, level and
-        variant (a key of `VARIANTS`), in this order. `attrs` are those of `frames`.
+        variant, in this order, with the `attrs` of `frames`.
 
     Raises
     ------
     PromptError
-        An attribute missing or malformed (named with its image and the remedy), an unknown level, or two
-        rows of one image.
+        An attribute missing or malformed, named with its image; an unknown level; two rows of one image.
     """
     import pandas as pd
 
@@ -219,16 +205,15 @@ def make_prompts(
         synthetic = is_synthetic(frames)
     wanted = _wanted_levels(levels, synthetic)
     needed = {name for level in wanted for name in attributes_of(level, synthetic)}
-    absent = [name for name in ("patient", "view", "phase") if name not in frames.columns]
+    absent = [name for name in _KEY if name not in frames.columns]
     if absent:
         raise PromptError(
             f"the frames table has no column {', '.join(absent)}: read it with cohort.read_cohort"
         )
-    keys = ["patient", "view", "phase"]
-    twice = frames[frames.duplicated(keys)]
+    twice = frames[frames.duplicated(_KEY)]
     if len(twice):
         raise PromptError(
-            f"{_picture(twice.iloc[0])} occurs twice in the frames table: "
+            f"{_image_name(twice.iloc[0])} occurs twice in the frames table: "
             "make the prompts of one cohort at a time"
         )
     shape_of = _shape_lookup(shapes) if "shape" in needed else {}
@@ -247,7 +232,7 @@ def make_prompts(
             except PromptError as error:
                 raise PromptError(f"{' '.join(map(str, place))}: {error}") from error
             rows.append((*place, structure, level, variant, text))
-    table = pd.DataFrame(rows, columns=[*keys, "structure", "level", "variant", "text"])
+    table = pd.DataFrame(rows, columns=[*_KEY, "structure", "level", "variant", "text"])
     table["variant"] = table["variant"].astype("int64")
     table.attrs = dict(frames.attrs)
     return table
@@ -274,32 +259,20 @@ def _word(name: str, value: Any, words: Mapping[str, str]) -> str:
     return words[value]
 
 
-def _shape_word(shape: Any) -> str:
-    if not isinstance(shape, str) or re.fullmatch(_SHAPE, shape) is None:
-        raise PromptError(f"shape {shape!r} is not a name in lower-case letters")
-    return shape
-
-
 def _wanted_levels(levels: Sequence[str], synthetic: bool) -> tuple[str, ...]:
-    if isinstance(levels, str):
-        levels = (levels,)
+    levels = (levels,) if isinstance(levels, str) else levels
     for level in levels:
-        if level not in LEVELS:
-            raise PromptError(f"unknown prompt level {level!r}: one of {', '.join(LEVELS)}")
+        attributes_of(level)  # raises for an unknown one
     wanted = tuple(level for level in dict.fromkeys(levels) if level in levels_of(synthetic))
     if levels and not wanted:
-        raise PromptError("a synthetic cohort has no P7: choose from " + ", ".join(levels_of(True)))
+        attributes_of(levels[0], synthetic)  # raises: there is no P7
     return wanted
 
 
-def _shape_lookup(
-    shapes: pd.DataFrame | Mapping[tuple[str, str, str, str], str] | None,
-) -> Mapping[tuple[str, str, str, str], str]:
-    if shapes is None:
-        return {}
-    if isinstance(shapes, Mapping):
-        return shapes
-    columns = ["patient", "view", "phase", "structure", "shape"]
+def _shape_lookup(shapes: Shapes | None) -> Mapping[tuple[str, str, str, str], str]:
+    if shapes is None or isinstance(shapes, Mapping):
+        return shapes or {}
+    columns = [*_KEY, "structure", "shape"]
     absent = [name for name in columns if name not in shapes.columns]
     if absent:
         raise PromptError(
@@ -308,12 +281,12 @@ def _shape_lookup(
     twice = shapes[shapes.duplicated(columns[:4])]
     if len(twice):
         raise PromptError(
-            f"{_picture(twice.iloc[0])} {twice.iloc[0]['structure']} occurs twice in the shapes table"
+            f"{_image_name(twice.iloc[0])} {twice.iloc[0]['structure']} occurs twice in the shapes table"
         )
     return {tuple(row[:4]): row[4] for row in shapes[columns].itertuples(index=False, name=None)}
 
 
-def _picture(row: Any) -> str:
+def _image_name(row: Any) -> str:
     return f"{row['patient']} {row['view']} {row['phase']}"
 
 
@@ -337,7 +310,7 @@ def _check_attributes(
             what, cure = "structures", "give shapes=shapes.name_shapes(frames)"
         else:
             gone = frames[name].isna() if name in frames.columns else [True] * len(frames)
-            lacking = [_picture(row) for _, row in frames[gone].iterrows()]
+            lacking = [_image_name(row) for _, row in frames[gone].iterrows()]
             what, cure = "images", "complete the cohort's metadata"
         if lacking:
             level = next(level for level in wanted if name in attributes_of(level, synthetic))

@@ -23,17 +23,12 @@ QUESTION = "What is the shape of the {structure} in the green box?"
 
 Ask = Callable[["Image", str], str]
 
-_ANSWERS: dict[str, Shape] = {
-    "circle": "circle",
+_ANSWERS: dict[str, Shape] = {name: name for name in SHAPES} | {
     "circular": "circle",
     "round": "circle",
-    "triangle": "triangle",
     "triangular": "triangle",
-    "oval": "oval",
     "ellipse": "oval",
     "elliptical": "oval",
-    "square": "square",
-    "rectangle": "rectangle",
     "rectangular": "rectangle",
 }
 
@@ -42,15 +37,8 @@ class ShapeError(ValueError):
     """A shape that cannot be named: an empty mask, an answer that names none, a model that cannot answer."""
 
 
-def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
-    """The image in RGB with a green box just outside the mask.
-
-    Parameters
-    ----------
-    image
-        Uint8 (H, W).
-    mask
-        (H, W), bool or 0 and 1.
+def draw_box(image: np.ndarray, mask: np.ndarray) -> Image:
+    """The image, uint8 (H, W), in RGB with a green box just outside the mask (H, W).
 
     Raises
     ------
@@ -63,36 +51,24 @@ def box_picture(image: np.ndarray, mask: np.ndarray) -> Image:
     mask = checked_mask(mask)
     if image.shape != mask.shape:
         raise ShapeError(f"image {image.shape} and mask {mask.shape} differ in size")
-    picture = PILImage.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
+    shown = PILImage.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
     width = max(1, round(min(image.shape) / 200))
     rows, columns = masks.box(mask)
     # Pillow draws the line inwards from the corners given
     left, top = max(0, columns.start - width), max(0, rows.start - width)
     right = min(image.shape[1], columns.stop + width) - 1
     bottom = min(image.shape[0], rows.stop + width) - 1
-    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=(0, 255, 0), width=width)
-    return picture
+    ImageDraw.Draw(shown).rectangle((left, top, right, bottom), outline=(0, 255, 0), width=width)
+    return shown
 
 
 def ask_shape(ask: Ask, image: np.ndarray, mask: np.ndarray, structure: str) -> Shape:
-    """Ask a model for the shape of one structure, with the paper's question, and read its answer.
-
-    Raises
-    ------
-    ShapeError
-        An empty mask, or an answer that `read_answer` cannot read.
-    """
-    return read_answer(ask(box_picture(image, mask), QUESTION.format(structure=structure)))
+    """Ask a model for the shape of one structure, with the paper's question, and read its answer."""
+    return read_answer(ask(draw_box(image, mask), QUESTION.format(structure=structure)))
 
 
 def read_answer(answer: str) -> Shape:
-    """Which of the five names an answer says (`triangular` is `triangle`, `round` is `circle`).
-
-    Raises
-    ------
-    ShapeError
-        The answer names none, or more than one.
-    """
+    """Which of the five names an answer says; ShapeError where it says none, or more than one."""
     named = {_ANSWERS[word] for word in re.findall(r"[a-z]+", answer.lower()) if word in _ANSWERS}
     if len(named) != 1:
         what = "names no shape" if not named else f"names {len(named)} shapes"
@@ -103,13 +79,9 @@ def read_answer(answer: str) -> Shape:
 def load_vqa(model: str | os.PathLike[str]) -> Ask:
     """Load a visual question answering model: a function of (image, question) that returns the answer.
 
-    Models made for the task (ViLT, BLIP) run through `AutoModelForVisualQuestionAnswering`, vision-language
-    models that generate text through the pipeline `image-text-to-text`.
-
-    Parameters
-    ----------
-    model
-        Hub id or folder, with the processor's files.
+    `model` is a hub id or a folder, with the processor's files. Models made for the task (ViLT, BLIP) run
+    through `AutoModelForVisualQuestionAnswering`, vision-language models that generate text through the
+    pipeline `image-text-to-text`.
 
     Raises
     ------
@@ -138,8 +110,8 @@ def _load_vqa_model(model: str | os.PathLike[str]) -> Ask:
     processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
     network = AutoModelForVisualQuestionAnswering.from_pretrained(model, trust_remote_code=False).eval()
 
-    def ask(picture: Image, question: str) -> str:
-        inputs = processor(images=picture, text=question, return_tensors="pt")
+    def ask(image: Image, question: str) -> str:
+        inputs = processor(images=image, text=question, return_tensors="pt")
         with torch.inference_mode():
             if network.can_generate() or hasattr(network, "text_decoder"):
                 return processor.batch_decode(
@@ -157,29 +129,22 @@ def _load_vqa_pipeline(model: str | os.PathLike[str]) -> Ask:
     generate = pipeline("image-text-to-text", model=os.fspath(model), trust_remote_code=False)
     chats = getattr(generate.processor, "chat_template", None) is not None
 
-    def ask(picture: Image, question: str) -> str:
+    def ask(image: Image, question: str) -> str:
         question = f"{question} Answer with one word: {', '.join(SHAPES)}." if chats else question
         if chats:
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+            content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
             answer: Any = generate(
                 text=[{"role": "user", "content": content}], max_new_tokens=20, return_full_text=False
             )
         else:
-            answer = generate(images=picture, text=question, max_new_tokens=20)
-        text = str(answer[0]["generated_text"])
-        return text.removeprefix(question)
+            answer = generate(images=image, text=question, max_new_tokens=20)
+        return str(answer[0]["generated_text"]).removeprefix(question)
 
     return ask
 
 
 def checked_mask(mask: np.ndarray) -> np.ndarray:
-    """A mask as bool (H, W).
-
-    Raises
-    ------
-    ShapeError
-        It is empty, not two-dimensional, or has other values than 0 and 1.
-    """
+    """A mask as bool (H, W); ShapeError where it is empty, not two-dimensional, or has other values."""
     array = np.asarray(mask)
     if array.ndim != 2:
         raise ShapeError(f"a mask has the shape (height, width), not {array.shape}")

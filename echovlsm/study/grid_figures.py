@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from echovlsm.base import figures
 from echovlsm.cohort import load_image, load_labels
-from echovlsm.evaluation import to_mask
+from echovlsm.evaluation import scoring
 from echovlsm.study.answer_text import gain
 from echovlsm.study.differences import FINDINGS, ONE_SEED, UNEQUAL
 
@@ -164,7 +164,7 @@ def plot_union(frames: pd.DataFrame, logits: Tensor, places: Sequence[int], titl
         labels = load_labels(frames.iloc[place])
         figures.show_picture(axis, load_image(frames.iloc[place]))
         figures.outline_labels(axis, labels)
-        figures.outline(axis, to_mask(logits[place, 0], labels.shape).numpy(), "#FFFFFF", dashed=True)
+        figures.outline(axis, scoring.to_mask(logits[place, 0], labels.shape).numpy(), "#FFFFFF", dashed=True)
     figures.structure_legend(figure)
     figures.heading(figure, title)
     return figure

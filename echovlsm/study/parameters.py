@@ -18,13 +18,13 @@ from typing import Any
 from echovlsm import SPLITS
 from echovlsm.base import files, paths
 from echovlsm.models import MODELS, REFERENCES
-from echovlsm.prompts import LEVELS, templates
+from echovlsm.prompts import templates
 
 SCALES: tuple[str, ...] = ("smoke", "demo", "full")
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
     "model": (*MODELS, *REFERENCES),
-    "prompt": LEVELS,
+    "prompt": templates.LEVELS,
     "encoders": ("frozen", "unfrozen", "lora"),
     "strategy": ("zeroshot", "synthetic", "real", "synth-PT:real-FT", "joint"),
     "cohort_split": ("official", "paper"),

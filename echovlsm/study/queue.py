@@ -24,7 +24,7 @@ import pandas as pd
 from echovlsm import models
 from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
-from echovlsm.evaluation import score_table, structure_masks
+from echovlsm.evaluation import predictions, score_table
 from echovlsm.phantom import require_phantom, write_phantom_cohort
 from echovlsm.study.plan import (
     ALL,
@@ -43,7 +43,7 @@ from echovlsm.study.plan import (
     digest,
     study,
 )
-from echovlsm.synthesis import denoiser_for, sample_cohort
+from echovlsm.synthesis import sample_cohort, trial
 from echovlsm.training import Triplets, fit, hold_out, make_triplets, predict, strategies
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Study:
             seen.attrs = real.attrs
             work = self.folder / "denoisers" / learned.name
             settings = {"steps": SDM_STEPS, **SDM_SETTINGS, "seed": source.seed}
-            weights = denoiser_for(SDM_WEIGHTS, work, seen, "weights", **settings)
+            weights = trial.denoiser_for(SDM_WEIGHTS, work, seen, "weights", **settings)
             how = {"scheduler": SAMPLER, "steps": SAMPLING_STEPS, "seed": source.seed, "splits": ("train",)}
             sample_cohort(root, real, weights, variants=-(-SYNTHETIC_IMAGES // len(real)), **how)
         frames = read_cohort(root)
@@ -311,7 +311,7 @@ class Study:
 
         def rows() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
             for place, (row, answer) in enumerate(zip(frames.itertuples(), logits, strict=True)):
-                for structure, *masks in structure_masks(answer, load_labels(row), size):
+                for structure, *masks in predictions.structure_masks(answer, load_labels(row), size):
                     yield {"structure": structure, "place": place}, *masks
 
         found = score_table(rows(), size=size, progress=False)

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from echovlsm import STRUCTURES
 from echovlsm.base import files, paths
-from echovlsm.evaluation import clinical
+from echovlsm.evaluation import statistics
 
 PAIRS: dict[str, str] = {"edv_ml": "EDV (ml)", "esv_ml": "ESV (ml)", "ef_percent": "EF (percentage points)"}
-"""Columns of `clinical.clinical_table` that are compared, in words."""
+"""Clinical ends that are compared, in words."""
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def compare_ends(ends: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Agreement of prediction and reference: a table (rows: `PAIRS`), and EF side by side a patient."""
     wide = ends.pivot(index="patient", columns="source", values=list(PAIRS))
     rows = {
-        word: clinical.agreement(wide[key]["reference"], wide[key]["prediction"])
+        word: statistics.agreement(wide[key]["reference"], wide[key]["prediction"])
         for key, word in PAIRS.items()
     }
     return pd.DataFrame(rows).T, wide["ef_percent"]

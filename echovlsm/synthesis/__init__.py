@@ -9,11 +9,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["fidelity", "labels", "plots", "trial", "unet", "weights"],
-    submod_attrs={
-        "process": ["sample"],
-        "sampling": ["ensure_cohort", "sample_cohort"],
-        "train": ["train_diffusion"],
-        "trial": ["denoiser_for"],
-    },
+    submodules=["fidelity", "labels", "plots", "sampling", "trial", "unet", "weights"],
+    submod_attrs={"sampling": ["sample_cohort"], "train": ["train_diffusion"]},
 )

@@ -21,7 +21,7 @@ from echovlsm.synthesis.measures import (
     MYOCARDIUM,
     TISSUES,
     FidelityError,
-    Pictures,
+    ImageSet,
     check_images,
     check_maps,
     gcnr,
@@ -52,14 +52,13 @@ Segmenter = Callable[[np.ndarray], np.ndarray]
 
 
 def fidelity_table(
-    synthetic: Pictures,
-    source: Pictures,
-    held_out: Pictures | None = None,
+    synthetic: ImageSet,
+    source: ImageSet,
+    held_out: ImageSet | None = None,
     features: Features | None = None,
     segmenter: Segmenter | None = None,
     seed: int = 0,
     repeats: int = 20,
-    window: int = 5,
 ) -> pd.DataFrame:
     """Compare a synthetic set with its source cohort, one row a measure, each beside its floor.
 
@@ -78,20 +77,15 @@ def fidelity_table(
     ----------
     synthetic
         Generated images and the sector maps they were drawn from.
-    source
-        The images that the generator learned from; at least two patients.
-    held_out
-        Source images that it never saw; of the same size.
+    source, held_out
+        The images that the generator learned from, of two patients at least, and others that it never saw.
     features
-        From uint8 (N, H, W) to float (N, D), such as `encoder_features` with its model bound; None leaves out
-        its rows.
+        From uint8 (N, H, W) to float (N, D), such as `encoder_features` with its model bound.
     segmenter
         From uint8 (N, H, W) to the study's labels (N, H, W), trained on source images; needs `labels` in the
-        sets. None leaves out its rows.
+        sets.
     seed, repeats
         Of halves, subsets and bootstrap; rounds.
-    window
-        Side in pixels of the windows of `local_snr`.
 
     Returns
     -------
@@ -111,17 +105,17 @@ def fidelity_table(
 
     sets = {"synthetic": synthetic, "source": source}
     sets |= {} if held_out is None else {"held_out": held_out}
-    for name, pictures in sets.items():
-        if pictures.images.shape[1:] != source.images.shape[1:]:
-            own, other = (f"{part.images.shape[1]} x {part.images.shape[2]}" for part in (pictures, source))
-            raise FidelityError(f"{name}: pictures of {own}, the source's have {other}; resize one of them")
-        if segmenter is not None and pictures.labels is None:
+    for name, part in sets.items():
+        if part.images.shape[1:] != source.images.shape[1:]:
+            own, other = (f"{one.images.shape[1]} x {one.images.shape[2]}" for one in (part, source))
+            raise FidelityError(f"{name}: images of {own}, the source's have {other}; resize one of them")
+        if segmenter is not None and part.labels is None:
             raise FidelityError(f"{name}: has no labels: a segmenter needs them")
     if repeats < 2:
         raise FidelityError(f"repeats: {repeats} rounds have no spread; 2 at least")
     embedded = {} if features is None else _embed(features, sets)
     rows = [
-        *_distribution_rows(synthetic, source, embedded, seed, repeats, window),
+        *_distribution_rows(synthetic, source, embedded, seed, repeats),
         *_memory_rows(sets, embedded, seed),
         *([] if segmenter is None else _agreement_rows(sets, segmenter, seed)),
     ]
@@ -139,7 +133,7 @@ def halves(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
 
 
 def _of_patients(
-    synthetic: Pictures, source: Pictures, rows: np.ndarray, rng: np.random.Generator
+    synthetic: ImageSet, source: ImageSet, rows: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Synthetic images in random order, those first whose source patients are among `rows` of the source.
 
@@ -167,21 +161,20 @@ class _Measure(NamedTuple):
 
 
 def _distribution_rows(
-    synthetic: Pictures,
-    source: Pictures,
+    synthetic: ImageSet,
+    source: ImageSet,
     embedded: dict[str, np.ndarray],
     seed: int,
     repeats: int,
-    window: int,
 ) -> Iterator[dict[str, Any]]:
-    measures = list(_measures(synthetic, source, embedded, window))
+    measures = list(_measures(synthetic, source, embedded))
     rng = np.random.default_rng(seed)
     values, floors = np.empty((2, repeats, len(measures)))
     for repeat in range(repeats):
         first, second = halves(source.groups(), rng)
         size = min(len(first), len(second), len(synthetic))
         if size < 2:
-            raise FidelityError("source and synthetic: a half has one picture only; give more")
+            raise FidelityError("source and synthetic: a half has one image only; give more")
         drawn = _of_patients(synthetic, source, second, rng)[:size]
         first, second = first[:size], second[:size]
         for column, measure in enumerate(measures):
@@ -204,23 +197,21 @@ def _distribution_rows(
         yield row | {"note": "; ".join(notes)}
 
 
-def _measures(
-    synthetic: Pictures, source: Pictures, embedded: dict[str, np.ndarray], window: int
-) -> Iterator[_Measure]:
+def _measures(synthetic: ImageSet, source: ImageSet, embedded: dict[str, np.ndarray]) -> Iterator[_Measure]:
     pair = (synthetic, source)
-    counts = [grey_counts(pictures.images, pictures.maps) for pictures in pair]
+    counts = [grey_counts(part.images, part.maps) for part in pair]
     for value, tissue in TISSUES.items():
         own = [part[:, value] for part in counts]
         name, why = f"grey levels, {tissue}", f"no pixel of {tissue}"
         yield _Measure(name, "grey levels", *own, pooled_distance, _pooled_mean, why)
     for value in (MYOCARDIUM, BACKGROUND):
-        snr = [local_snr(pictures.images, pictures.maps, value, window) for pictures in pair]
-        why = f"no unclipped {window} x {window} window in {TISSUES[value]}"
+        snr = [local_snr(part.images, part.maps, value) for part in pair]
+        why = f"no unclipped 5 x 5 window in {TISSUES[value]}"
         yield _Measure(f"speckle SNR, {TISSUES[value]}", "1", *snr, sample_distance, _mean, why)
     contrast = [gcnr(part[:, CAVITY], part[:, MYOCARDIUM]) for part in counts]
-    name, why = "gCNR, cavity to myocardium", "no picture with both tissues"
+    name, why = "gCNR, cavity to myocardium", "no image with both tissues"
     yield _Measure(name, "1", *contrast, sample_distance, _mean, why)
-    spectra = [radial_spectrum(pictures.images)[1] for pictures in pair]
+    spectra = [radial_spectrum(part.images)[1] for part in pair]
     yield _Measure("power spectrum", "dB", *spectra, spectrum_distance)
     if embedded:
         both = embedded["synthetic"], embedded["source"]
@@ -228,13 +219,13 @@ def _measures(
 
 
 def _memory_rows(
-    sets: dict[str, Pictures], embedded: dict[str, np.ndarray], seed: int
+    sets: dict[str, ImageSet], embedded: dict[str, np.ndarray], seed: int
 ) -> Iterator[dict[str, Any]]:
-    spaces = [("nearest training picture", "grey levels, 32 x 32", "rmse")]
-    spaces += [("nearest training picture, features", "1 - cosine", "cosine")] if embedded else []
+    spaces = [("nearest training image", "grey levels, 32 x 32", "rmse")]
+    spaces += [("nearest training image, features", "1 - cosine", "cosine")] if embedded else []
     for name, unit, metric in spaces:
         if metric == "rmse":
-            points = {key: thumbnails(pictures.images) for key, pictures in sets.items()}
+            points = {key: thumbnails(part.images) for key, part in sets.items()}
         else:
             points = embedded
         own = nearest_training(points["synthetic"], points["source"], metric=metric)
@@ -244,7 +235,7 @@ def _memory_rows(
             groups = sets["source"].groups()
             same = groups[:, None] == groups[None]
             other = nearest_training(points["source"], points["source"], same, metric)
-            note = "floor: source pictures against those of other patients"
+            note = "floor: source images against those of other patients"
         median, floor = float(np.median(own.distance)), float(np.median(other.distance))
         held = "held_out" if "held_out" in sets else "source"
         spread = _bootstrap(own.distance, sets["synthetic"].groups(), np.median, seed)
@@ -255,14 +246,14 @@ def _memory_rows(
         yield row
         if metric == "rmse":
             copies = np.flatnonzero(own.copy)
-            row = _row("copies of a training picture", "share", own.copy.mean(), other.copy.mean())
+            row = _row("copies of a training image", "share", own.copy.mean(), other.copy.mean())
             if len(copies):
                 shown = ", ".join(map(str, copies[:10])) + (", ..." if len(copies) > 10 else "")
-                row["note"] = f"synthetic pictures number {shown} (from 0)"
+                row["note"] = f"synthetic images number {shown} (from 0)"
             yield row
 
 
-def _agreement_rows(sets: dict[str, Pictures], segmenter: Segmenter, seed: int) -> Iterator[dict[str, Any]]:
+def _agreement_rows(sets: dict[str, ImageSet], segmenter: Segmenter, seed: int) -> Iterator[dict[str, Any]]:
     reference = "held_out" if "held_out" in sets else "source"
     dice = {
         name: label_agreement(np.asarray(segmenter(sets[name].images)), sets[name].labels)
@@ -274,9 +265,9 @@ def _agreement_rows(sets: dict[str, Pictures], segmenter: Segmenter, seed: int) 
         row["spread"] = _bootstrap(own, sets["synthetic"].groups(), np.nanmean, seed)
         row["floor_spread"] = _bootstrap(other, sets[reference].groups(), np.nanmean, seed)
         if reference == "source":
-            row["note"] = "floor: on source pictures, which the segmenter may have learned from"
+            row["note"] = "floor: on source images, which the segmenter may have learned from"
         if np.isnan(own).all() or np.isnan(other).all():
-            row["note"] = f"no picture with {structure}"
+            row["note"] = f"no image with {structure}"
         yield row
 
 
@@ -294,8 +285,8 @@ def _pooled_mean(counts: np.ndarray) -> float:
     return float(np.average(np.arange(256), weights=pooled)) if pooled.any() else math.nan
 
 
-def _embed(features: Features, sets: dict[str, Pictures]) -> dict[str, np.ndarray]:
-    embedded = {name: np.asarray(features(pictures.images), float) for name, pictures in sets.items()}
+def _embed(features: Features, sets: dict[str, ImageSet]) -> dict[str, np.ndarray]:
+    embedded = {name: np.asarray(features(part.images), float) for name, part in sets.items()}
     for name, values in embedded.items():
         width = embedded["source"].shape[1:]
         if values.ndim != 2 or values.shape != (len(sets[name]), *width) or not np.isfinite(values).all():
@@ -327,25 +318,9 @@ def _sd(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-# -- what models see ------------------------------------------------------------------------------------
-
-
 def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) -> np.ndarray:
-    """Features of a CLIPSeg's image encoder: the mean over the tokens of the last activation it decodes.
-
-    Parameters
-    ----------
-    images
-        uint8 (N, H, W), brought to the model's square size as in training.
-    model
-        `echovlsm.models.load("clipseg", "data/weights/clipseg-tiny", "frozen")`.
-    batch_size
-        Images a pass; small ones stay in the processor's cache.
-
-    Returns
-    -------
-    ndarray
-        float32 (N, width).
+    """Features float32 (N, width) of a CLIPSeg's image encoder: the mean over the tokens of the last
+    activation that it decodes. Images uint8 (N, H, W) are resized to the model's size as in training.
     """
     import torch
 
@@ -362,18 +337,9 @@ def encoder_features(images: np.ndarray, model: CLIPSeg, batch_size: int = 8) ->
 
 
 def label_agreement(predicted: np.ndarray, conditioning: np.ndarray) -> pd.DataFrame:
-    """Dice per structure between what a segmenter found and the labels that an image was drawn from.
+    """Dice between what a segmenter found and the labels that an image was drawn from, uint8 (N, H, W).
 
-    Parameters
-    ----------
-    predicted, conditioning
-        The study's labels (0 and the keys of `echovlsm.STRUCTURES`), uint8 (N, H, W); a sector map is
-        converted before.
-
-    Returns
-    -------
-    DataFrame
-        N rows, a column a structure, fractions 0 to 1; NaN where the image was drawn without that structure.
+    There are N rows, and a column a structure; NaN where the image was drawn without that structure.
     """
     import pandas as pd
     import torch

@@ -4,7 +4,7 @@
 both nearest neighbour, then clipped to the sector, which itself stays where it is. The ranges are those of
 the authors' released script ``augment_camus_labels.py``, which calls TorchVision's RandomAffine and TorchIO's
 RandomElasticDeformation (a cubic B-spline of random control points, as here). MONAI's random affine map draws
-the scale of each axis by itself, so that the published one cannot be had from it.
+each axis's scale separately and cannot give the published one.
 """
 
 from __future__ import annotations
@@ -32,27 +32,12 @@ KEPT = 0.25
 """Share of its area which a structure must keep; with less it counts as lost."""
 
 
-# --- the sector of an image ------------------------------------------------------------
-
-
 def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
-    """The ultrasound sector of an image.
+    """The ultrasound sector of an image uint8 (H, W), bool (H, W); `where` names the image in messages.
 
     It is the convex hull of the largest region where most pixels are brighter than `BLACK`: a cavity that
     reaches the edge is filled, a caption or grains of noise beside the sector are left out. Parts of the
     sector that a dark cavity cuts off belong to it from a tenth of the largest part's area.
-
-    Parameters
-    ----------
-    image
-        uint8 (H, W).
-    where
-        The image's name, for messages.
-
-    Returns
-    -------
-    ndarray
-        bool (H, W).
 
     Raises
     ------
@@ -63,26 +48,21 @@ def find_sector(image: np.ndarray, where: str = "") -> np.ndarray:
 
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2 or not image.size:
         form = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
-        raise sectors.LabelMapError(
-            f"{where or 'picture'}: {form}; a sector is found in uint8 (height, width)"
-        )
+        raise sectors.LabelMapError(f"{where or 'image'}: {form}; a sector is found in uint8 (height, width)")
     bright = image > BLACK
     reach = max(1, round(0.015 * min(image.shape)))  # half the window, so the most the hull can be wrong by
-    # mean of each window, nothing beyond the picture's edge: lines of text and noise stay below one half
+    # mean of each window, nothing beyond the image's edge: lines of text and noise stay below one half
     dense = ndimage.uniform_filter(bright.astype(np.float32), 2 * reach + 1, mode="nearest") > 0.5
     parts, areas = masks.parts(dense)
     if areas.max() < 0.05 * image.size:
         raise sectors.LabelMapError(
-            f"{where or 'picture'}: no ultrasound sector, the largest bright region covers "
-            f"{areas.max() / image.size:.1%} of the picture; leave this picture out"
+            f"{where or 'image'}: no ultrasound sector, the largest bright region covers "
+            f"{areas.max() / image.size:.1%} of the image; leave this image out"
         )
     kept = (areas >= areas.max() / 10)[parts]
     # the window rounds corners off, above all the apex
     kept = bright & ndimage.binary_dilation(kept, np.ones((3, 3), bool), iterations=reach)
     return masks.hull(kept)
-
-
-# --- perturbation ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -107,21 +87,6 @@ class Perturbation:
     tries: int = 50
     """Draws before a label map is given up."""
 
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        checks = {
-            "rotation": (0 <= self.rotation <= 180, "0 to 180 degrees"),
-            "translation": (0 <= self.translation < 1, "a share from 0 to below 1"),
-            "scale": (0 < low <= high, "two positive factors, the smaller first"),
-            "shear": (0 <= self.shear < 60, "0 to below 60 degrees"),
-            "control_points": (min(self.control_points) >= 4, "at least 4 each way, as a cubic spline needs"),
-            "displacement": (0 <= self.displacement < 1, "a share from 0 to below 1"),
-            "tries": (self.tries >= 1, "at least 1"),
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {expected}")
-
 
 PUBLISHED = Perturbation()
 """The published ranges."""
@@ -134,7 +99,7 @@ def perturb(
     how: Perturbation = PUBLISHED,
     where: str = "",
 ) -> tuple[np.ndarray, int]:
-    """A perturbed sector map, and how many impossible draws came before it.
+    """A perturbed sector map uint8 (H, W), and how many impossible draws came before it.
 
     A draw is impossible, and drawn anew, if a structure of the source is lost (it keeps less than `KEPT` of
     the area that the source has in the sector) or torn (it has more components than the source, clipped or
@@ -151,11 +116,6 @@ def perturb(
         The ranges.
     where
         The image's name, for messages.
-
-    Returns
-    -------
-    tuple
-        uint8 (H, W), and the number of draws before it.
 
     Raises
     ------
@@ -174,7 +134,7 @@ def perturb(
             return drawn, redraws
     raise sectors.LabelMapError(
         f"{where or 'label map'}: none of {how.tries} perturbations is anatomically possible (the last: "
-        f"{wrong}); use a weaker perturbation or leave this picture out"
+        f"{wrong}); use a weaker perturbation or leave this image out"
     )
 
 
@@ -184,9 +144,8 @@ def _components(sector_map: np.ndarray) -> dict[int, int]:
     for value in sectors.SECTOR_OF_LABEL[1:]:
         region = sector_map == value
         if region.any():
-            found[value] = max(
-                1, int((masks.parts(region)[1] >= SPECK).sum())
-            )  # a structure may be a speck from the start
+            # a structure may be a speck from the start
+            found[value] = max(1, int((masks.parts(region)[1] >= SPECK).sum()))
     return found
 
 
@@ -233,9 +192,6 @@ def _warp(labels: np.ndarray, rng: np.random.Generator, how: Perturbation) -> np
     return map_coordinates(labels, source, order=0, mode="grid-constant")
 
 
-# --- label maps of a cohort ------------------------------------------------------------
-
-
 class PerturbedMap(NamedTuple):
     """One perturbed label map and where it comes from."""
 
@@ -248,13 +204,25 @@ class PerturbedMap(NamedTuple):
 
 
 class PerturbedMaps(Sequence[PerturbedMap]):
-    """What `perturbed_maps` gives."""
+    """Perturbed label maps of every row of a frames table, made when asked for.
 
-    def __init__(self, frames: pd.DataFrame, variants: int, size: int, seed: int, how: Perturbation) -> None:
+    The `variants` (published: 5) of an image follow each other, images in the table's order. Labels and
+    sector are resized to (size, size) before they are perturbed. Each map depends on `seed`, the source's
+    patient, view and phase, and the variant alone: not on the other rows, nor on what was asked for before.
+
+    Raises
+    ------
+    LabelMapError
+        When a map is asked for: no possible anatomy was drawn, or an image has no sector.
+    CohortError
+        When a map is asked for: an image has no mask.
+    """
+
+    def __init__(self, frames: pd.DataFrame, variants: int = 5, size: int = 96, seed: int = 0) -> None:
         for name, value, least in (("variants", variants, 1), ("size", size, 16), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        self.frames, self.variants, self.size, self.seed, self.how = frames, variants, size, seed, how
+        self.frames, self.variants, self.size, self.seed = frames, variants, size, seed
 
     def __len__(self) -> int:
         return len(self.frames) * self.variants
@@ -268,28 +236,7 @@ class PerturbedMaps(Sequence[PerturbedMap]):
         digest = hashlib.sha256(f"{name} {variant}".encode()).digest()
         rng = np.random.default_rng([self.seed, *np.frombuffer(digest, "<u4")])
         _, labels, sector = _load(source, self.size)
-        return PerturbedMap(
-            row, variant, *perturb(labels, sector, rng, self.how, f"{name}, variant {variant}")
-        )
-
-
-def perturbed_maps(
-    frames: pd.DataFrame, variants: int = 5, size: int = 96, seed: int = 0, how: Perturbation = PUBLISHED
-) -> PerturbedMaps:
-    """Perturbed label maps of every row of a frames table: a sequence of `PerturbedMap`, made when asked for.
-
-    The `variants` (published: 5) of an image follow each other, images in the table's order. Labels and
-    sector are resized to (size, size) before they are perturbed. Each map depends on `seed`, the source's
-    patient, view and phase, and the variant alone: not on the other rows, nor on what was asked for before.
-
-    Raises
-    ------
-    LabelMapError
-        When a map is asked for: no possible anatomy was drawn, or an image has no sector.
-    CohortError
-        When a map is asked for: an image has no mask.
-    """
-    return PerturbedMaps(frames, variants, size, seed, how)
+        return PerturbedMap(row, variant, *perturb(labels, sector, rng, where=f"{name}, variant {variant}"))
 
 
 class SourceMaps(NamedTuple):
@@ -301,17 +248,14 @@ class SourceMaps(NamedTuple):
     """uint8 (N, size, size)."""
 
 
-def source_maps(frames: pd.DataFrame, size: int, progress: bool = False) -> SourceMaps:
+def source_maps(frames: pd.DataFrame, size: int) -> SourceMaps:
     """Unperturbed sector maps and images of every row, in the table's order.
 
-    Errors as for `perturbed_maps`.
+    Errors as for `PerturbedMaps`.
     """
-    from tqdm import tqdm
-
     maps = np.empty((len(frames), size, size), np.uint8)
     images = np.empty_like(maps)
-    rows = tqdm(range(len(frames)), desc="label maps", disable=not progress)
-    for i in rows:
+    for i in range(len(frames)):
         row = frames.iloc[i]
         images[i], labels, sector = _load(row, size)
         maps[i] = sectors.to_sector_map(labels, sector, image_name(row))
@@ -334,12 +278,11 @@ def _load(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     if key not in _loaded:
         if len(_loaded) * 3 * size**2 > _LOADED_BYTES:
             _loaded.clear()
-        _loaded[key] = _read(row, size)
+        image, labels = load_image(row), load_labels(row)
+        sector = find_sector(image, image_name(row)).astype(np.uint8)
+        _loaded[key] = (
+            resize_image(image, size).numpy(),
+            resize_labels(labels, size).numpy(),
+            resize_labels(sector, size).numpy().astype(bool),
+        )
     return _loaded[key]
-
-
-def _read(row: pd.Series, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image, labels = load_image(row), load_labels(row)
-    sector = find_sector(image, image_name(row))
-    small = resize_labels(sector.astype(np.uint8), size).numpy().astype(bool)
-    return resize_image(image, size).numpy(), resize_labels(labels, size).numpy(), small

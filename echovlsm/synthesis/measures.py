@@ -30,11 +30,11 @@ COPY_RATIO, COPY_NEIGHBOURS, COPY_LEVELS = 0.5, 50, 1.0
 
 
 class FidelityError(ValueError):
-    """Pictures, maps or features that cannot be compared; the message says which and why."""
+    """Images, maps or features that cannot be compared; the message says which and why."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """A set of echocardiograms.
 
     Parameters
@@ -66,7 +66,7 @@ class Pictures:
         if self.labels is not None:
             check_maps(self.labels, "labels", max(STRUCTURES), self.images)
         if self.patients is not None and len(self.patients) != len(self.images):
-            raise FidelityError(f"patients: {len(self.patients)} ids for {len(self.images)} pictures")
+            raise FidelityError(f"patients: {len(self.patients)} ids for {len(self.images)} images")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,9 +76,6 @@ class Pictures:
         import pandas as pd
 
         return np.arange(len(self)) if self.patients is None else pd.factorize(np.asarray(self.patients))[0]
-
-
-# -- grey levels ----------------------------------------------------------------------------------------
 
 
 def grey_counts(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -97,53 +94,35 @@ def grey_counts(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
 def tissue_histograms(
     images: np.ndarray, maps: np.ndarray, bins: int = 64
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Histogram of grey levels for each tissue over all images, its pixels pooled.
+    """Edges (bins + 1,) in grey levels, and for each tissue a histogram (bins,) of its pixels in all images.
 
-    Returns
-    -------
-    edges
-        Float (bins + 1,) in grey levels; `bins` divides 256.
-    histograms
-        Tissue to float (bins,), which sums to 1, or is NaN where no image has the tissue.
+    A histogram sums to 1, or is NaN where no image has the tissue; `bins` divides 256.
     """
     pooled = _rebin(grey_counts(images, maps).sum(axis=0), bins)
     edges = np.linspace(0, 256, bins + 1)
     return edges, {name: _fractions(pooled[value]) for value, name in TISSUES.items()}
 
 
-def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Wasserstein distance in grey levels between two histograms (256,); NaN where either is empty."""
+def pooled_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Wasserstein distance in grey levels between pooled counts (N, 256); NaN where either has none."""
     from scipy.stats import wasserstein_distance
 
+    first, second = first.sum(axis=0), second.sum(axis=0)
     if not first.any() or not second.any():
         return math.nan
     levels = np.arange(256)
     return float(wasserstein_distance(levels, levels, first, second))
 
 
-def pooled_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """`histogram_distance` of counts (N, 256) of many images, pooled."""
-    return histogram_distance(first.sum(axis=0), second.sum(axis=0))
-
-
 def gcnr(first: np.ndarray, second: np.ndarray, bins: int = 32) -> np.ndarray:
-    """Generalised contrast-to-noise ratio of two tissues: 1 - overlap of their histograms.
+    """Generalised contrast-to-noise ratio of two tissues: 1 - overlap of their histograms, float (N,).
 
-    Rodriguez-Molares et al. 2020, IEEE Trans Ultrason Ferroelectr Freq Control 67:745-759. Log compression
+    Rodriguez-Molares et al. 2020, IEEE Trans Ultrason Ferroelectr Freq Control 67:745-759: 0 where the
+    tissues are indistinguishable, 1 where they are disjoint, NaN where an image lacks one. Log compression
     does not change it. Few pixels in many bins overlap less than their distributions do, so bins are wide:
     with 32 bins two samples of 500 pixels of one distribution score about 0.1 instead of 0.
 
-    Parameters
-    ----------
-    first, second
-        Counts of grey levels of each tissue, (N, 256): `grey_counts(images, maps)[:, CAVITY]`.
-    bins
-        Bins of the histograms; divides 256.
-
-    Returns
-    -------
-    ndarray
-        Float (N,), 0 (indistinguishable) to 1 (disjoint); NaN where an image lacks a tissue.
+    `first`, `second` are counts of grey levels of each tissue, (N, 256): `grey_counts(...)[:, CAVITY]`.
     """
     return 1 - np.minimum(_fractions(_rebin(first, bins)), _fractions(_rebin(second, bins))).sum(axis=-1)
 
@@ -168,7 +147,7 @@ def local_snr(images: np.ndarray, maps: np.ndarray, tissue: int, window: int = 5
     Returns
     -------
     ndarray
-        Float (N,), no unit; NaN where no window fits.
+        Float (N,); NaN where no window fits.
     """
     from scipy.ndimage import uniform_filter
 
@@ -201,17 +180,12 @@ def sample_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def radial_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Power spectrum averaged over directions, an image at a time.
+    """Power spectrum of images uint8 (N, H, W) averaged over directions, an image at a time.
 
     The image's mean is taken off, a Hann window applied and the power divided by the window's, so that
     white noise of variance s² is flat at 10 log10(s²) dB. Power below rounding noise is set to it. Decibels
     averaged over images lie below the decibels of the averaged power in the few-pixel inner rings; between
     two sets this cancels.
-
-    Parameters
-    ----------
-    images
-        uint8 (N, H, W).
 
     Returns
     -------
@@ -252,9 +226,6 @@ def spectrum_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.mean(axis=0) - second.mean(axis=0)).mean())
 
 
-# -- the kernel distance --------------------------------------------------------------------------------
-
-
 def own_kernel(features: np.ndarray) -> float:
     """Mean of KID's kernel over pairs of unequal rows of features (n, D), n >= 2: a term of `squared_mmd`."""
     values, n = _kernel(features, features), len(features)
@@ -273,7 +244,7 @@ def squared_mmd(first: np.ndarray, second: np.ndarray, second_own: float | None 
         raise FidelityError(f"features: {first.shape} and {second.shape} are not (N, D) of one D")
     m, n = len(first), len(second)
     if min(m, n) < 2:
-        raise FidelityError(f"features: {m} and {n} pictures; the distance needs two of each")
+        raise FidelityError(f"features: {m} and {n} images; the distance needs two of each")
     within = own_kernel(first) + (own_kernel(second) if second_own is None else second_own)
     return float(within - 2 * _kernel(first, second).mean())
 
@@ -283,17 +254,14 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-# -- memorising -----------------------------------------------------------------------------------------
-
-
-def thumbnails(images: np.ndarray, side: int = 32) -> np.ndarray:
-    """Images (N, H, W) reduced to `side` x `side` by antialiased resizing: float32 (N, side²)."""
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Images (N, H, W) reduced to 32 x 32 by antialiased resizing: float32 (N, 1024)."""
     check_images(images)
-    return np.stack([resize_image(image, side).numpy().ravel() for image in images]).astype(np.float32)
+    return np.stack([resize_image(image, 32).numpy().ravel() for image in images]).astype(np.float32)
 
 
 class Nearest(NamedTuple):
-    """For each image: distance to the nearest training image, its index, and whether it is a copy."""
+    """For each image: distance to the nearest training image, its index, and whether it is a copy; (N,)."""
 
     distance: np.ndarray
     index: np.ndarray
@@ -301,7 +269,7 @@ class Nearest(NamedTuple):
 
 
 def nearest_training(
-    pictures: np.ndarray,
+    images: np.ndarray,
     training: np.ndarray,
     same: np.ndarray | None = None,
     metric: str = "rmse",
@@ -315,39 +283,31 @@ def nearest_training(
 
     Parameters
     ----------
-    pictures, training
+    images, training
         `thumbnails` or features, (N, D) and (M, D).
     same
         bool (N, M), pairs that do not count (one patient's); None counts all.
     metric
         ``rmse`` (grey levels for thumbnails) or ``cosine`` (1 - cosine, for features).
-
-    Returns
-    -------
-    Nearest
-        Float (N,), int (N,), bool (N,).
     """
     from scipy.spatial.distance import cdist
 
-    if pictures.shape[1:] != training.shape[1:] or not len(pictures) or not len(training):
-        raise FidelityError(f"pictures and training: {pictures.shape} and {training.shape} do not compare")
+    if images.shape[1:] != training.shape[1:] or not len(images) or not len(training):
+        raise FidelityError(f"images and training: {images.shape} and {training.shape} do not compare")
     if metric not in ("rmse", "cosine"):
         raise FidelityError(f"metric: {metric!r} is neither 'rmse' nor 'cosine'")
-    table = cdist(pictures, training, "euclidean" if metric == "rmse" else "cosine").clip(0)
+    table = cdist(images, training, "euclidean" if metric == "rmse" else "cosine").clip(0)
     if metric == "rmse":
         table /= math.sqrt(training.shape[1])
     if same is not None:
         table[same] = np.inf
     near = np.sort(table, axis=1)[:, :COPY_NEIGHBOURS]
     if not np.isfinite(near[:, 0]).all():
-        raise FidelityError(f"training: no picture to compare picture {near[:, 0].argmax()} with")
+        raise FidelityError(f"training: no image to compare image {near[:, 0].argmax()} with")
     copy = near[:, 0] < COPY_RATIO * near.mean(axis=1, where=np.isfinite(near))
     if metric == "rmse":
         copy |= near[:, 0] < COPY_LEVELS
     return Nearest(near[:, 0], table.argmin(axis=1), copy)
-
-
-# -- small things ---------------------------------------------------------------------------------------
 
 
 def _rebin(counts: np.ndarray, bins: int) -> np.ndarray:
@@ -367,7 +327,7 @@ def check_images(images: np.ndarray) -> None:
         found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise FidelityError(f"images: {found}; uint8 (N, H, W) was expected")
     if not images.size:
-        raise FidelityError(f"images: {images.shape} holds no picture")
+        raise FidelityError(f"images: {images.shape} holds no image")
 
 
 def check_maps(maps: np.ndarray, name: str, highest: int, images: np.ndarray) -> None:

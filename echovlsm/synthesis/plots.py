@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from echovlsm.base import figures
-from echovlsm.synthesis.measures import Pictures, radial_spectrum, tissue_histograms
+from echovlsm.synthesis.measures import ImageSet, radial_spectrum, tissue_histograms
 from echovlsm.synthesis.trial import MEASURES
 
 LINES: dict[str, str] = {"source": "-", "synthetic": "--"}
@@ -49,11 +49,11 @@ def plot_denoiser_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_samples(source: Pictures, samples: np.ndarray) -> Figure:
-    """For each source picture its label map and `samples` uint8 (N, K, H, W) drawn from that map."""
+def plot_samples(source: ImageSet, samples: np.ndarray) -> Figure:
+    """For each source image its label map and `samples` uint8 (N, K, H, W) drawn from that map."""
     count, each = samples.shape[:2]
     figure, axes = plt.subplots(count, each + 2, figsize=(11, 1.9 * count), squeeze=False)
-    titles = ["label map", "source picture", *(f"sample {number + 1}" for number in range(each))]
+    titles = ["label map", "source image", *(f"sample {number + 1}" for number in range(each))]
     for row, line in enumerate(axes):
         names = titles if row == 0 else [""] * len(titles)
         figures.show_sector_map(line[0], source.maps[row], names[0])
@@ -67,11 +67,11 @@ def plot_samples(source: Pictures, samples: np.ndarray) -> Figure:
     return figure
 
 
-def plot_fidelity(sets: Mapping[str, Pictures], report: pd.DataFrame) -> Figure:
+def plot_fidelity(sets: Mapping[str, ImageSet], report: pd.DataFrame) -> Figure:
     """Grey levels of each tissue and the power spectrum, source against synthetic."""
     figure, grid = plt.subplots(2, 3, figsize=(9, 5))
-    axes = grid.ravel()[[0, 1, 2, 3, 4]]
-    grid.ravel()[5].axis("off")
+    *axes, legend = grid.ravel()
+    legend.axis("off")
     for name, colour in COLOURS.items():
         edges, histograms = tissue_histograms(sets[name].images, sets[name].maps)
         for axis, (tissue, values) in zip(axes, histograms.items(), strict=False):
@@ -81,9 +81,9 @@ def plot_fidelity(sets: Mapping[str, Pictures], report: pd.DataFrame) -> Figure:
         frequencies, power = radial_spectrum(sets[name].images)
         cycles = frequencies * sets[name].images.shape[1]
         axes[-1].plot(cycles, power.mean(axis=0), color=colour, linestyle=LINES[name])
-    axes[-1].set(xlabel="cycles per picture", ylabel="dB")
+    axes[-1].set(xlabel="cycles per image", ylabel="dB")
     axes[-1].set_title("power spectrum", fontweight="normal")
-    grid.ravel()[5].legend(*axes[0].get_legend_handles_labels(), loc="center")
+    legend.legend(*axes[0].get_legend_handles_labels(), loc="center")
     rows = report[report["measure"].str.startswith("grey")].set_index("measure")
     worst = rows["value"].idxmax()
     tissue = worst.removeprefix("grey levels, ")
@@ -117,7 +117,7 @@ def plot_samplers(trials: pd.DataFrame, drew: tuple[str, int] | None = None) -> 
                 )
         axis.annotate(f"{first['steps']} steps", (1 / first["pictures a second"], value), (-8, 6),
                       textcoords="offset points", fontsize=8, ha="right")  # fmt: skip
-        axis.set(xscale="log", xlabel="seconds per picture", ylabel="distance to the source")
+        axis.set(xscale="log", xlabel="seconds per image", ylabel="distance to the source")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -132,16 +132,16 @@ def plot_samplers(trials: pd.DataFrame, drew: tuple[str, int] | None = None) -> 
     return figure
 
 
-def chosen_solver(trials: pd.DataFrame, name: str = "sde-dpm-solver++") -> pd.Series:
-    """The row of a solver at 20 steps, or at the most it has."""
-    rows = trials[trials["sampler"] == name].sort_values("steps")
+def chosen_solver(trials: pd.DataFrame) -> pd.Series:
+    """The row of the stochastic fast solver at 20 steps, or at the most it has."""
+    rows = trials[trials["sampler"] == "sde-dpm-solver++"].sort_values("steps")
     twenty = rows[rows["steps"] == 20]
     return (twenty if len(twenty) else rows).iloc[-1]
 
 
-def solver_against_ancestral(trials: pd.DataFrame, name: str = "sde-dpm-solver++") -> pd.DataFrame:
+def solver_against_ancestral(trials: pd.DataFrame) -> pd.DataFrame:
     """Distances of a fast solver beside those of the first sampler, on the same label maps."""
-    first, fast = trials.iloc[0], chosen_solver(trials, name)
+    first, fast = trials.iloc[0], chosen_solver(trials)
     slow, quick = (f"{row['sampler']}, {row['steps']} steps" for row in (first, fast))
     table = pd.DataFrame({slow: first[list(MEASURES)], quick: fast[list(MEASURES)]}).astype(float)
     table["difference"] = table[quick] - table[slow]
@@ -149,20 +149,18 @@ def solver_against_ancestral(trials: pd.DataFrame, name: str = "sde-dpm-solver++
     return table
 
 
-def plot_worst(pictures: Pictures, found: np.ndarray, dice: pd.DataFrame, count: int = 6) -> Figure:
-    """The pictures in which a segmenter misses a structure most; `dice` is what `label_agreement` gives."""
-    figure, axes = plt.subplots(1, count, figsize=(12, 2.9))
+def plot_worst(images: ImageSet, found: np.ndarray, dice: pd.DataFrame) -> Figure:
+    """The images in which a segmenter misses a structure most; `dice` is what `label_agreement` gives."""
+    figure, axes = plt.subplots(1, 6, figsize=(12, 2.9))
     for axis in axes:
         axis.axis("off")
     least = dice.min(axis=1)
-    for axis, index in zip(axes, least.nsmallest(count).index, strict=False):
+    for axis, index in zip(axes, least.nsmallest(len(axes)).index, strict=False):
         missed = figures.SHORT_NAMES[dice.loc[index].idxmin()]
-        figures.show_picture(axis, pictures.images[index], f"{missed}: Dice {least[index]:.2f}")
-        figures.outline_labels(axis, pictures.labels[index])
+        figures.show_picture(axis, images.images[index], f"{missed}: Dice {least[index]:.2f}")
+        figures.outline_labels(axis, images.labels[index])
         figures.outline_labels(axis, found[index], dashed=True)
     figures.structure_legend(figure, {"drawn from": "-", "found": "--"})
     low = (least < 0.5).mean()
-    figures.heading(
-        figure, f"{low:.1%} of the synthetic pictures lose a structure (Dice below 0.5): the worst"
-    )
+    figures.heading(figure, f"{low:.1%} of the synthetic images lose a structure (Dice below 0.5): the worst")
     return figure

@@ -53,7 +53,7 @@ def to_model(images: np.ndarray | Tensor, channels: int = 1) -> Tensor:
     return (torch.as_tensor(images)[:, None].float() / 127.5 - 1).expand(-1, channels, -1, -1)
 
 
-def to_pictures(samples: Tensor) -> np.ndarray:
+def to_images(samples: Tensor) -> np.ndarray:
     """Samples (N, C, H, W) in -1 to 1 to grey images uint8 (N, H, W): mean over channels, clipped."""
     values = (samples.float().mean(dim=1).clamp(-1, 1) + 1) * 127.5
     return values.round().to(torch.uint8).cpu().numpy()
@@ -69,21 +69,12 @@ def diffusion_loss(
 
     Parameters
     ----------
-    model
-        `SemanticUNet`, or its wrapper in several processes.
-    schedule
-        `noise_schedule`, with the model's prediction type.
+    model, schedule
+        `SemanticUNet`, or its wrapper in several processes; `noise_schedule` with its prediction type.
     clean, noise
         Images in -1 to 1 and standard normal noise, (B, C, H, W).
-    maps
-        Label maps, integer (B, H, W).
-    t
-        Timesteps, integer (B,).
-
-    Returns
-    -------
-    Tensor
-        (B,).
+    maps, t
+        Label maps, integer (B, H, W), and timesteps, integer (B,).
     """
     noisy = schedule.add_noise(clean, noise, t)
     output = model(noisy, t, maps).float()
@@ -102,7 +93,6 @@ def _bound_term(
     schedule: Any, clean: Tensor, noisy: Tensor, t: Tensor, mean: Tensor, spread: Tensor
 ) -> Tensor:
     """One term of the variational bound, in bits, (B,): only the variance learns from it."""
-
     steps = _of_steps(schedule, noisy.device, noisy.dtype)
     signal, spoilt, keep, move, high, low = steps[:, t, None, None, None]
     if schedule.config.prediction_type == "v_prediction":
@@ -113,13 +103,9 @@ def _bound_term(
     true_mean = keep * clean + move * noisy
     share = (spread + 1) / 2
     model_log = share * high + (1 - share) * low
-    true_log = low
+    # gradients are summed in the order in which this is computed
     divergence = 0.5 * (
-        model_log
-        - true_log
-        - 1
-        + (true_log - model_log).exp()
-        + (true_mean - model_mean) ** 2 * (-model_log).exp()
+        model_log - low - 1 + (low - model_log).exp() + (true_mean - model_mean) ** 2 * (-model_log).exp()
     )
     first = (t == 0).view(-1, 1, 1, 1)
     likelihood = -_log_likelihood(clean, model_mean, (0.5 * model_log).exp())
@@ -132,9 +118,8 @@ def _of_steps(schedule: Any, device: torch.device, dtype: torch.dtype) -> Tensor
     how much of the image and of the noisy one the posterior's mean keeps; its variance's bounds, as logs.
     """
     with torch.inference_mode(False):
-        betas = (
-            schedule.betas.double()
-        )  # this and alphas stay on the processor, others of the schedule wander
+        # betas and alphas stay on the processor; others of the schedule wander
+        betas = schedule.betas.double()
         cumulative = schedule.alphas.cumprod(dim=0).double()
         before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
         variance = betas * (1 - before) / (1 - cumulative)
@@ -155,21 +140,11 @@ def _log_likelihood(clean: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def make_scheduler(name: str, schedule: Any) -> Any:
-    """A diffusers scheduler that samples what `schedule` (`noise_schedule`) trained.
+    """A diffusers scheduler that samples what `schedule` (`noise_schedule`) trained; ValueError if unknown.
 
-    Parameters
-    ----------
-    name
-        ``ddpm`` (ancestral), ``ddim`` (deterministic), ``dpm-solver++`` (second order, multistep; Lu et al.
-        2022), ``sde-dpm-solver++`` (the same for the stochastic equation: fresh noise at each step), or
-        ``heun`` (second order, at the noise levels of EDM; Karras et al. 2022).
-    schedule
-        The training schedule with its prediction type.
-
-    Raises
-    ------
-    ValueError
-        Unknown name.
+    ``ddpm`` (ancestral), ``ddim`` (deterministic), ``dpm-solver++`` (second order, multistep; Lu et al.
+    2022), ``sde-dpm-solver++`` (the same for the stochastic equation: fresh noise at each step), or ``heun``
+    (second order, at the noise levels of EDM; Karras et al. 2022).
     """
     import diffusers
 
@@ -211,9 +186,6 @@ def set_steps(solver: Any, steps: int) -> None:
         solver.timesteps = torch.from_numpy(times)
 
 
-# -- drawing --------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def sample(
     model: SemanticUNet,
@@ -227,7 +199,7 @@ def sample(
     mixed_precision: str = "no",
     on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Draw one image for each label map.
+    """Draw one image for each label map: uint8 (B, S, S).
 
     Parameters
     ----------
@@ -248,11 +220,6 @@ def sample(
     on_step
         Called after each evaluation of the network.
 
-    Returns
-    -------
-    ndarray
-        Images uint8 (B, S, S).
-
     Raises
     ------
     ConditionError, ValueError
@@ -269,9 +236,10 @@ def sample(
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     solver = make_scheduler(scheduler, schedule)
     set_steps(solver, steps)
-    model.check_classes(torch.as_tensor(maps))
-    condition = _condition(model, torch.as_tensor(maps).to(device))
-    empty = _condition(model, torch.full_like(torch.as_tensor(maps[:1]).long(), DROPPED).to(device))
+    labels = torch.as_tensor(maps).long()
+    model.check_classes(labels)
+    condition = _condition(model, labels.to(device))
+    empty = _condition(model, torch.full_like(labels[:1], DROPPED).to(device))
     channels = model.config.in_channels
     shape = (1, channels, size, size)
     x = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
@@ -291,12 +259,11 @@ def sample(
         x = solver.step(output, t, x, **extra).prev_sample
         if on_step:
             on_step()
-    return to_pictures(x)
+    return to_images(x)
 
 
-def _condition(model: SemanticUNet, maps: Tensor) -> Any:
+def _condition(model: SemanticUNet, labels: Tensor) -> Any:
     """Scale and shift for all steps at once, or the label maps where that takes too much memory."""
-    labels = maps.long()
     return model.modulate(labels) if model.modulation_bytes(len(labels)) <= CACHE_BYTES else labels
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import CohortError, cohort_hash, read_cohort, sectors, write_cohort
-from echovlsm.synthesis.labels import image_name, perturbed_maps
+from echovlsm.synthesis.labels import PerturbedMaps
 from echovlsm.synthesis.process import SCHEDULERS, sample
 from echovlsm.synthesis.weights import load_denoiser
 
@@ -32,7 +32,7 @@ SETTINGS = "settings.json"
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How a synthetic cohort is drawn.
+    """How a synthetic cohort is drawn; ValueError for what makes no sense.
 
     Parameters
     ----------
@@ -41,16 +41,11 @@ class Drawing:
     seed
         Of perturbation and noise.
     variants
-        Perturbations a label (published: 5); see `echovlsm.synthesis.labels.perturbed_maps`.
+        Perturbations a label (published: 5).
     batch_size
         Images drawn together; what they look like may depend on it in the last bit.
     splits
         Splits of the source to draw from; a synthetic patient keeps its source's split.
-
-    Raises
-    ------
-    ValueError
-        A number below what makes sense, or an unknown scheduler.
     """
 
     scheduler: str = "dpm-solver++"
@@ -77,7 +72,7 @@ class Drawing:
         chosen = frames[frames["split"].isin(self.splits) & frames["labels"].notna()].reset_index(drop=True)
         if chosen.empty:
             there = ", ".join(self.splits)
-            raise ValueError(f"frames: no picture with a mask in {there}; choose other `splits`")
+            raise ValueError(f"frames: no image with a mask in {there}; choose other `splits`")
         return chosen
 
     def on_record(self, chosen: pd.DataFrame, weights: str | Path) -> dict[str, Any]:
@@ -119,9 +114,9 @@ def sample_cohort(
     Returns
     -------
     Path
-        The cohort's folder. Its `provenance.csv` says for each image: source cohort, patient, view and
-        phase, variant, redraws, seed, scheduler, steps, guidance, weights. Sex and age are the source
-        patient's; the quality is unknown. Patient ``patient0007`` gives ``patient0007-0`` and so on.
+        The cohort's folder. Its `provenance.csv` says for each image where it comes from and how it was
+        drawn. Sex and age are the source patient's; the quality is unknown. Patient ``patient0007`` gives
+        ``patient0007-0`` and so on.
 
     Raises
     ------
@@ -143,7 +138,7 @@ def sample_cohort(
     model, schedule = load_denoiser(weights)
     model = model.to(Accelerator().device, memory_format=torch.channels_last)
     size, seed, batch_size = model.config.image_size, drawing.seed, drawing.batch_size
-    conditions = perturbed_maps(chosen, drawing.variants, size, seed)
+    conditions = PerturbedMaps(chosen, drawing.variants, size, seed)
     options = {name: settings[name] for name in ("scheduler", "steps", "guidance", "mixed_precision")}
     work = _work_folder(root)
     with _working_in(work):
@@ -154,15 +149,13 @@ def sample_cohort(
         bar = tqdm(
             total=len(conditions),
             initial=min((len(batches) - len(missing)) * batch_size, len(conditions)),
-            desc="synthetic pictures",
-            unit="picture",
+            desc="synthetic images",
+            unit="image",
             disable=not progress,
         )
         for start in missing:
             records = [conditions[i] for i in range(start, min(start + batch_size, len(conditions)))]
             maps = np.stack([record.sector_map for record in records])
-            for record in records:
-                sectors.check_sector_map(record.sector_map, size, image_name(chosen.iloc[record.row]))
             clock = time.perf_counter()
             seeds = [_image_seed(seed, start + place) for place in range(len(maps))]
             images = sample(model, schedule, maps, seeds, **options)
@@ -183,23 +176,13 @@ def sample_cohort(
     return root
 
 
-def _refuse(root: Path, overwrite: bool) -> None:
-    if root.exists() and not overwrite:
-        write_cohort(root, [], {"name": root.name, "kind": "synthetic"})  # refuses in its own words
-
-
 def ensure_cohort(
     root: str | Path, frames: pd.DataFrame, weights: str | Path, *, progress: bool = True, **how: Any
 ) -> bool:
     """Draw a synthetic cohort unless one made from the same source, weights and settings is there.
 
-    One made otherwise is replaced, if it says itself that it is synthetic. Parameters and errors as for
-    `sample_cohort`.
-
-    Returns
-    -------
-    bool
-        Whether anything was drawn.
+    Returns whether anything was drawn. A cohort made otherwise is replaced, if it says itself that it is
+    synthetic. Parameters and errors as for `sample_cohort`.
     """
     root, drawing = paths.resolve(root), Drawing(**how)
     asked = drawing.on_record(drawing.choose(frames), weights)
@@ -215,7 +198,7 @@ def ensure_cohort(
 
     if is_there():
         return False
-    # What an interrupted call with other settings left is of no use any more.
+    # what an interrupted call with other settings left is of no use any more
     work = _work_folder(root)
     if (work / SETTINGS).is_file():
         with _working_in(work):
@@ -228,6 +211,11 @@ def ensure_cohort(
             return False
         raise
     return True
+
+
+def _refuse(root: Path, overwrite: bool) -> None:
+    if root.exists() and not overwrite:
+        write_cohort(root, [], {"name": root.name, "kind": "synthetic"})  # refuses in its own words
 
 
 def _image_seed(seed: int, place: int) -> int:

@@ -76,8 +76,8 @@ def train_diffusion(
     Returns
     -------
     DataFrame
-        One row a check: step, loss (mean since the last check), val_loss (of the averaged weights; NA without
-        `validation`), learning_rate, seconds since the last check.
+        One row a check: step, loss (mean since the last check), val_loss (of the averaged weights; NaN
+        without `validation`), learning_rate, seconds since the last check.
 
     Raises
     ------
@@ -149,10 +149,7 @@ def train_diffusion(
         bar.update()
         if (step + 1) % check_every and step + 1 < steps:
             continue
-        total = 0.0
-        for loss in torch.stack(seen).tolist():
-            total += loss
-        own = torch.tensor(total / len(seen), device=accelerator.device)
+        own = torch.tensor(_sum(seen) / len(seen), device=accelerator.device)
         mean = float(accelerator.reduce(own, "mean"))
         if not math.isfinite(mean):
             raise FloatingPointError(
@@ -178,15 +175,15 @@ def train_diffusion(
 def _check_pairs(model: SemanticUNet, images: np.ndarray, maps: np.ndarray, name: str) -> None:
     size, known = model.config.image_size, model.config.num_classes
     if not len(images):
-        raise ConditionError(f"{name}: no picture; check the cohort and its splits")
+        raise ConditionError(f"{name}: no image; check the cohort and its splits")
     if images.shape != maps.shape or images.shape[1:] != (size, size):
         raise ConditionError(
-            f"{name}: maps {maps.shape} for pictures {images.shape}; both must be (N, {size}, {size}) here"
+            f"{name}: maps {maps.shape} for images {images.shape}; both must be (N, {size}, {size}) here"
         )
     wrong = np.flatnonzero((maps >= known).reshape(len(maps), -1).any(axis=1))
     if len(wrong):
         raise ConditionError(
-            f"{name}: picture {wrong[0]} has class {maps[wrong[0]].max()}; the model knows 0 to {known - 1}"
+            f"{name}: image {wrong[0]} has class {maps[wrong[0]].max()}; the model knows 0 to {known - 1}"
         )
 
 
@@ -200,7 +197,7 @@ def _draw(
     step: int,
     accelerator: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What this process learns in a step: a function of seed, step and process, so that it repeats itself."""
+    """What this process learns in a step: a function of seed, step and process alone."""
     count, process = len(images), accelerator.process_index
     places = np.arange(step * batch_size, (step + 1) * batch_size)[process :: accelerator.num_processes]
     epochs = {
@@ -239,10 +236,15 @@ def _validate(
         with accelerator.autocast():
             sums.append(diffusion_loss(model, schedule, *batch).sum())
     ema.restore(model.parameters())
+    return _sum(sums) / len(images)
+
+
+def _sum(values: list[Tensor]) -> float:
+    """One after the other: from Python 3.12 on `sum` rounds otherwise."""
     total = 0.0
-    for value in torch.stack(sums).tolist():
+    for value in torch.stack(values).tolist():
         total += value
-    return total / len(images)
+    return total
 
 
 def _resume(

@@ -1,8 +1,4 @@
-"""The trial of a denoiser in notebook 02: what its images are worth, and which sampler draws them best.
-
-`divide` holds patients out and `denoiser_for` loads or trains the denoiser. `train_segmenter` learns from the
-source or from what was drawn, and `compare_samplers` times samplers and measures how near they come.
-"""
+"""The trial of a denoiser in notebook 02: what its images are worth, and which sampler draws them best."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ import pandas as pd
 from echovlsm.base import files, paths
 from echovlsm.cohort import cohort_hash, load_image, load_labels, resize_image, resize_labels, sectors
 from echovlsm.models import ReferenceUNet
-from echovlsm.synthesis.labels import perturbed_maps, source_maps
+from echovlsm.synthesis.labels import PerturbedMaps, source_maps
 from echovlsm.synthesis.measures import (
     MYOCARDIUM,
     TISSUES,
-    Pictures,
+    ImageSet,
     grey_counts,
     local_snr,
     own_kernel,
@@ -46,24 +42,14 @@ _VARIANTS_IN_NAME = ("synthetic-camus-released",)  # five variants of a label ar
 TRAINING: dict[str, Any] = dict(warm_up=200, cosine=True, weight_decay=1e-4, ema_decay=0.999, check_every=150)
 """Settings of `train_diffusion` that suit a small network."""
 
-STARTS: tuple[str, ...] = ("random", "weights")
-"""What a training of the denoiser starts from."""
-
 
 def divide(
     frames: pd.DataFrame, evaluate_on: str, holdout: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Frames to work with (training and validation splits), and held-out ones that take no part in anything.
+    """Frames to work with (training and validation splits), and those of `evaluate_on`, which take no part.
 
-    Parameters
-    ----------
-    frames
-        Frames table; images without a mask are left out.
-    evaluate_on
-        Split that is held out.
-    holdout
-        Share of the training patients that validates in place of the validation split, so that this may be
-        held out; 0 for none.
+    Images without a mask are left out. `holdout` is the share of the training patients that validates in
+    place of the validation split, so that this may be held out; 0 for none.
 
     Raises
     ------
@@ -80,26 +66,14 @@ def divide(
     for name, table in {**parts, f"{evaluate_on} (held out)": held_out}.items():
         if table.empty:
             how = "set `holdout` or another `evaluate_on`"
-            raise ValueError(f"cohort: no picture with a mask in {name}; {how}")
+            raise ValueError(f"cohort: no image with a mask in {name}; {how}")
     return work, held_out
 
 
 def limit_sources(frames: pd.DataFrame, patients: int, seed: int) -> pd.DataFrame:
-    """Frames of a random part of the training patients, and of as large a share of the validation patients.
+    """Frames of so many training patients at random, and of as large a share of the validation patients.
 
-    Parameters
-    ----------
-    frames
-        Frames table with the splits train and val.
-    patients
-        Training patients to keep; 0: all.
-    seed
-        As in `echovlsm.training.strategies.limit_patients`.
-
-    Raises
-    ------
-    ValueError
-        `patients` is negative or more than there are.
+    0 keeps all; ValueError where `patients` is negative or more than there are.
     """
     if patients == 0:
         return frames
@@ -114,22 +88,20 @@ def limit_sources(frames: pd.DataFrame, patients: int, seed: int) -> pd.DataFram
     return kept
 
 
-def pictures_of(
+def image_set(
     frames: pd.DataFrame,
     size: int,
     source: pd.DataFrame | None = None,
     provenance: pd.DataFrame | None = None,
-) -> Pictures:
+) -> ImageSet:
     """Images, sector maps and labels of a frames table at (size, size), for the measures of fidelity.
 
-    Labels are whole; only the maps end at the sector, as a denoiser sees them.
+    Labels are whole; only the maps end at the sector, as a denoiser sees them. Every row needs a mask.
 
     Parameters
     ----------
-    frames
-        Frames table; every row needs a mask.
-    size
-        Side in pixels.
+    frames, size
+        Frames table, and side in pixels.
     source, provenance
         For a synthetic cohort: the source's frames table, whose images have the sector (it does not move),
         and the cohort's `provenance.csv`, which says whose it is. Halves then keep source patients whole.
@@ -140,7 +112,7 @@ def pictures_of(
         if frames["cohort"].iloc[0] in _VARIANTS_IN_NAME:
             patients = patients.str.replace(r"_\d+$", "", regex=True)
         found = source_maps(frames, size)
-        return Pictures(found.images, found.maps, list(patients), labels)
+        return ImageSet(found.images, found.maps, list(patients), labels)
     images = np.stack([resize_image(load_image(row), size).numpy() for row in frames.itertuples()])
     keys = ["patient", "view", "phase"]
     known = provenance.astype(dict.fromkeys(keys, str))
@@ -149,7 +121,7 @@ def pictures_of(
     rows = source.set_index(keys).loc[whose.unique()].reset_index()
     cones = dict(zip(whose.unique(), source_maps(rows, size).maps > 0, strict=True))
     maps = [sectors.to_sector_map(one, cones[key]) for one, key in zip(labels, whose, strict=True)]
-    return Pictures(images, np.stack(maps), list(origins["source_patient"]), labels)
+    return ImageSet(images, np.stack(maps), list(origins["source_patient"]), labels)
 
 
 def denoiser_for(
@@ -171,16 +143,10 @@ def denoiser_for(
         ``random``, or ``weights``: go on from those of `weights`, which is cheaper; `trained_on.json` then
         says so.
     settings
-        Of `echovlsm.synthesis.train_diffusion`.
-
-    Raises
-    ------
-    ValueError
-        `start` is not one of `STARTS`.
+        Of `train_diffusion`.
     """
-
-    if start not in STARTS:
-        raise ValueError(f"sdm_start: {start!r} is not known; choose one of {', '.join(STARTS)}")
+    if start not in ("random", "weights"):
+        raise ValueError(f"sdm_start: {start!r} is not known; choose one of random, weights")
     if frames is None:
         return paths.resolve(weights)
     target = folder / "sdm"
@@ -228,18 +194,16 @@ def train_segmenter(
 ) -> ReferenceUNet:
     """MONAI's U-Net trained on the training split of `frames`, its epoch chosen on the validation split.
 
-    It takes `updates` optimiser steps of 16 images, up to whole epochs, so that cohorts of different size are
-    learned for as long. `folder` is where an interrupted training is found again; it goes in the end.
+    It takes `updates` steps of 16 images, up to whole epochs, so that cohorts of different size are learned
+    for as long. `folder` is where an interrupted training is found again; it goes in the end.
     """
     net = ReferenceUNet.fresh(size, seed=seed)
     learn, check = (frames[frames["split"] == split] for split in ("train", "val"))
     options = {"missing": "omit", "seed": seed}
-    train = make_triplets(learn, "P1", net, augment=True, **options)
-    validation = make_triplets(check, "P1", net, variant="0", **options)
     fit(
         net,
-        train,
-        validation,
+        make_triplets(learn, "P1", net, augment=True, **options),
+        make_triplets(check, "P1", net, variant="0", **options),
         folder,
         epochs=max(1, round(updates * 16 / len(learn))),
         keep="best",
@@ -259,24 +223,23 @@ def compare_samplers(
     schedule: Any,
     frames: pd.DataFrame,
     plan: Sequence[tuple[str, int]],
-    pictures: int,
-    source: Pictures,
+    images: int,
+    source: ImageSet,
     features: Callable[[np.ndarray], np.ndarray],
     *,
     guidance: float = 1.0,
     seed: int = 0,
-    batch_size: int = 16,
     repeats: int = 200,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Draw from the same label maps with each sampler, time it, and measure how near it comes to the source.
+    """Draw from the same label maps with each sampler, time it, and measure the distance to the source.
 
     Parameters
     ----------
     model, schedule
         The denoiser.
-    frames
-        Frames table whose labels are perturbed and drawn; the first `pictures` of a random order.
+    frames, images
+        Frames table of which so many random images' labels are perturbed and drawn.
     plan
         Samplers and their steps; the first is the reference.
     source
@@ -296,9 +259,9 @@ def compare_samplers(
     """
     from tqdm import tqdm
 
-    chosen = frames.sample(min(pictures, len(frames)), random_state=seed).reset_index(drop=True)
-    maps = np.stack([one.sector_map for one in perturbed_maps(chosen, 1, model.config.image_size, seed)])
-    starts = range(0, len(maps), batch_size)
+    chosen = frames.sample(min(images, len(frames)), random_state=seed).reset_index(drop=True)
+    maps = np.stack([one.sector_map for one in PerturbedMaps(chosen, 1, model.config.image_size, seed)])
+    batches = [range(start, min(start + 16, len(maps))) for start in range(0, len(maps), 16)]
     bar = tqdm(total=sum(steps for _, steps in plan), desc="samplers", unit="step", disable=not progress)
     distances = _Distances(source, features)
     orders = (np.random.default_rng((seed, number)).permutation(len(maps)) for number in range(repeats))
@@ -311,21 +274,21 @@ def compare_samplers(
             sample(
                 model,
                 schedule,
-                maps[start : start + batch_size],
-                range(start, min(start + batch_size, len(maps))),
+                maps[batch],
+                batch,
                 scheduler=name,
                 steps=steps,
                 guidance=guidance,
                 on_step=lambda counted=evaluations: counted.append(1),
             )
-            for start in starts
+            for batch in batches
         ]
         seconds = perf_counter() - clock
         bar.update(steps)
         row = {
             "sampler": name,
             "steps": steps,
-            "evaluations": len(evaluations) // len(starts),
+            "evaluations": len(evaluations) // len(batches),
             "pictures a second": len(maps) / seconds,
         }
         row["speed-up"] = row["pictures a second"] / rows[0]["pictures a second"] if rows else 1.0
@@ -346,7 +309,7 @@ def compare_samplers(
 class _Distances:
     """The `MEASURES` between a few drawn images and all of the source."""
 
-    def __init__(self, source: Pictures, features: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, source: ImageSet, features: Callable[[np.ndarray], np.ndarray]) -> None:
         self.features = features
         self.mean, self.sd = 0.0, 1.0
         self.source = self.parts(source.images, source.maps)

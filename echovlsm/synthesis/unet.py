@@ -4,14 +4,14 @@ It is the U-Net of guided diffusion (Dhariwal & Nichol 2021) whose middle and de
 (Park et al. 2019): the label map gives each place its own scale and shift. The encoder sees the noisy image
 and the time only. Modules carry the names of the original, so that its checkpoints load by their own keys.
 
-Scale and shift depend on the label map but not on the time. `SemanticUNet.modulate` computes them once for
+Scale and shift depend on the label map but not on the time: `SemanticUNet.modulate` computes them once for
 all steps of a sampling run, which halves the work of a step or better.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -43,24 +43,16 @@ class SemanticUNetConfig:
     attention_downsample_factors
         Levels with self-attention, by their downsampling; ``(8, 16, 32)`` is 32, 16, 8 pixels at 256.
     num_classes
-        Classes of the label map; 5 are the sector classes of `echovlsm.synthesis.labels`.
-    num_head_channels
-        Channels of an attention head.
+        Classes of the label map; 5 are the sector classes (`echovlsm.cohort.sectors`).
     use_scale_shift_norm
         The time scales and shifts after the second normalisation; otherwise it is added before it.
     resblock_updown
         Residual blocks change the resolution; otherwise a strided convolution and an upsampling do.
     use_new_attention_order
         Whether queries, keys and values are split before the heads.
-    spade_hidden
-        Hidden channels of each SPADE normalisation.
-    groupnorm_groups
-        Groups of every normalisation.
     patch_size
         Side of the squares of pixels that become channels before the first level (Hoogeboom et al. 2023,
         "simple diffusion"); 1 as in the original. With 2 a step costs a quarter.
-    dropout
-        Dropout in the residual blocks.
     """
 
     image_size: int = 256
@@ -160,12 +152,12 @@ class _ResBlock(nn.Module):
         h, x = _resize(h, self.change), _resize(x, self.change)
         h = self.in_layers[-1](h)
         time = self.emb_layers(embedding)[:, :, None, None]
-        scale, shift = time.chunk(2, dim=1) if self.scale_shift else (None, None)
-        if scale is None:
+        if not self.scale_shift:
             h = h + time
-        norm, rest = (None, self.out_layers) if self.spade else (self.out_layers[0], self.out_layers[1:])
-        h = self.out_norm(h, condition) if norm is None else norm(h)
-        if scale is not None:
+        rest = self.out_layers if self.spade else self.out_layers[1:]
+        h = self.out_norm(h, condition) if self.spade else self.out_layers[0](h)
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         return self.skip_connection(x) + rest(h)
 
@@ -186,7 +178,7 @@ class _Attention(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         batch, channels = x.shape[:2]
         flat = x.reshape(batch, channels, -1)
         qkv = self.qkv(self.norm(flat))
@@ -199,36 +191,13 @@ class _Attention(nn.Module):
         return (flat + self.proj_out(h.reshape(batch, channels, -1))).reshape(x.shape)
 
 
-class _Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
-        return self.op(x)
-
-
-class _Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
-        return self.conv(_resize(x, "up"))
-
-
 class _Block(nn.ModuleList):
-    """Modules one after the other, each given time and condition."""
+    """Modules one after the other; residual blocks are given time and condition too."""
 
     def forward(self, x: Tensor, embedding: Tensor, condition: Tensor | Modulation) -> Tensor:
         for module in self:
-            x = module(x, embedding, condition)
+            x = module(x, embedding, condition) if isinstance(module, _ResBlock) else module(x)
         return x
-
-
-class _Stem(nn.Conv2d):
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
-        return super().forward(x)
 
 
 def _resize(x: Tensor, change: str) -> Tensor:
@@ -240,11 +209,8 @@ def _resize(x: Tensor, change: str) -> Tensor:
 class SemanticUNet(nn.Module):
     """Denoiser of the semantic diffusion model.
 
-    Parameters
-    ----------
-    config
-        Its shape. The weights start as in guided diffusion: the last layer of each residual block, of each
-        attention and of the whole is zero.
+    The weights start as in guided diffusion: the last layer of each residual block, of each attention and of
+    the whole is zero.
     """
 
     def __init__(self, config: SemanticUNetConfig) -> None:
@@ -256,7 +222,7 @@ class SemanticUNet(nn.Module):
         )
         channels, down, patch = int(config.channel_mult[0] * width), 1, config.patch_size**2
         self.input_blocks = nn.ModuleList(
-            [_Block([_Stem(config.in_channels * patch, channels, 3, padding=1)])]
+            [_Block([nn.Conv2d(config.in_channels * patch, channels, 3, padding=1)])]
         )
         skips = [channels]
         for level, mult in enumerate(config.channel_mult):
@@ -265,12 +231,7 @@ class SemanticUNet(nn.Module):
                 channels = int(mult * width)
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                block = (
-                    _ResBlock(channels, channels, down, config, spade=False, change="down")
-                    if config.resblock_updown
-                    else _Downsample(channels)
-                )
-                self.input_blocks.append(_Block([block]))
+                self.input_blocks.append(_Block([self._change(channels, down, "down", spade=False)]))
                 skips.append(channels)
                 down *= 2
         self.middle_block = _Block(
@@ -286,11 +247,7 @@ class SemanticUNet(nn.Module):
                 block = self._level(channels + skips.pop(), mult, down, spade=True)
                 channels = int(mult * width)
                 if level and number == config.num_res_blocks:
-                    block.append(
-                        _ResBlock(channels, channels, down, config, spade=True, change="up")
-                        if config.resblock_updown
-                        else _Upsample(channels)
-                    )
+                    block.append(self._change(channels, down, "up", spade=True))
                     down //= 2
                 self.output_blocks.append(block)
         head = nn.Conv2d(channels, config.out_channels * patch, 3, padding=1)
@@ -308,7 +265,14 @@ class SemanticUNet(nn.Module):
             block.append(_Attention(width, self.config))
         return block
 
-    # -- the condition ------------------------------------------------------------------------------
+    def _change(self, channels: int, down: int, change: str, *, spade: bool) -> nn.Module:
+        """What leads from one resolution to the next, by the original's names."""
+        if self.config.resblock_updown:
+            return _ResBlock(channels, channels, down, self.config, spade=spade, change=change)
+        if change == "down":
+            return nn.Sequential(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
+        enlarge = nn.Upsample(scale_factor=2, mode="nearest")
+        return nn.Sequential(OrderedDict(enlarge=enlarge, conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
     def one_hot(self, label_map: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Label map, integer (B, H, W), to one-hot (B, classes, H, W); `DROPPED` sets no channel.
@@ -317,7 +281,7 @@ class SemanticUNet(nn.Module):
         ------
         ConditionError
             Not integer, not (B, H, W), or, on a processor, a class that the model does not have: looking for
-            one elsewhere would wait for the device, so that who brings a map there asks `check_classes`.
+            one on a GPU would wait for it, so that who brings a map there asks `check_classes`.
         """
         if label_map.ndim != 3 or label_map.is_floating_point():
             raise ConditionError(
@@ -355,10 +319,8 @@ class SemanticUNet(nn.Module):
         values = sum(2 * spade.norm.num_channels * (side // spade.downsample) ** 2 for spade in self._spades)
         return 4 * batch * values
 
-    # -- forward ------------------------------------------------------------------------------------
-
     def forward(self, x: Tensor, timesteps: Tensor, label_map: Tensor | Modulation) -> Tensor:
-        """Predict the noise (or v, or the image: what the weights were trained for) of a noisy image.
+        """Predict the noise, or v, of a noisy image: what the weights were trained for.
 
         Parameters
         ----------
@@ -386,8 +348,8 @@ class SemanticUNet(nn.Module):
         if torch.is_tensor(label_map):
             if label_map.shape[0] != x.shape[0] or label_map.shape[1:] != x.shape[2:]:
                 raise ConditionError(
-                    f"label_map: {tuple(label_map.shape)} does not belong to pictures of "
-                    f"{(x.shape[0], *x.shape[2:])}; resize it (nearest) to the picture's size"
+                    f"label_map: {tuple(label_map.shape)} does not belong to images of "
+                    f"{(x.shape[0], *x.shape[2:])}; resize it (nearest) to the image's size"
                 )
             condition = self.one_hot(label_map, x.dtype)
         waves = get_timestep_embedding(

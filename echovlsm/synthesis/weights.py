@@ -63,7 +63,7 @@ def load_state(model: SemanticUNet, tensors: dict[str, Tensor], source: str | Pa
 def _wrong_field(config: SemanticUNetConfig, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     """Which one field of a configuration keeps weights from fitting, and both its values; "" where none does.
 
-    Tried out: each whole number of the configuration is changed as the sizes of tensors differ.
+    Each whole number of the configuration is changed as the sizes of tensors differ.
     """
     sizes = {
         pair
@@ -92,10 +92,7 @@ def _wrong_field(config: SemanticUNetConfig, own: dict[str, Tensor], tensors: di
 def load_checkpoint(file: str | Path, config: SemanticUNetConfig) -> SemanticUNet:
     """A network from a checkpoint of the original code: a pickled state dict, read with ``weights_only``.
 
-    Raises
-    ------
-    WeightsError
-        The file is missing, holds more than tensors, or tensors of another shape.
+    WeightsError where the file is missing, holds more than tensors, or tensors of another shape.
     """
     file = Path(file)
     if not file.is_file():
@@ -113,10 +110,7 @@ def load_checkpoint(file: str | Path, config: SemanticUNetConfig) -> SemanticUNe
 def load_denoiser(weights: str | Path) -> tuple[SemanticUNet, Any]:
     """A trained network in eval mode and its noise schedule, from a folder of `save_denoiser`.
 
-    Raises
-    ------
-    WeightsError
-        A file is missing or broken, a field is unknown, or the tensors are of another shape.
+    WeightsError where a file is missing or broken, a field is unknown, or the tensors are of another shape.
     """
     from diffusers import DDPMScheduler
     from safetensors.torch import load_file

@@ -12,7 +12,6 @@ import pytest
 from echovlsm.evaluation import clinical
 from echovlsm.evaluation.clinical import (
     ClinicalError,
-    agreement,
     clinical_table,
     ejection_fraction,
     measure,
@@ -105,12 +104,12 @@ def rows(patient: str, sizes: dict[str, tuple[float, float]], shrink: float) -> 
 
 def test_ejection_fraction_of_each_patient_by_what_is_known() -> None:
     unknown = (math.nan, math.nan)
-    pictures = [
+    images = [
         *rows("a", {"2CH": (0.5, 0.5), "4CH": (0.5, 0.5)}, 0.7),
         *rows("b", {"2CH": unknown, "4CH": (0.5, 0.5)}, 0.7),
         *rows("c", {"2CH": unknown, "4CH": unknown}, 0.7),
     ]
-    table = clinical_table(pictures).set_index("patient")
+    table = clinical_table(images).set_index("patient")
     assert list(table["method"]) == ["biplane", "area-length"]
     assert list(table["views"]) == ["2CH+4CH", "4CH"]
     # both diameters fall to 0.7 in either method: EF = 1 - 0.49
@@ -121,25 +120,11 @@ def test_ejection_fraction_of_each_patient_by_what_is_known() -> None:
 
 
 def test_a_cavity_that_was_not_found_is_no_number() -> None:
-    pictures = rows("a", {"4CH": (0.5, 0.5)}, 0.7)
-    pictures[1] = (pictures[1][0], np.zeros_like(pictures[1][1]))
-    table = clinical_table(pictures)
+    images = rows("a", {"4CH": (0.5, 0.5)}, 0.7)
+    images[1] = (images[1][0], np.zeros_like(images[1][1]))
+    table = clinical_table(images)
     assert table["edv_ml"].notna().all()
     assert table[["esv_ml", "ef_percent"]].isna().all(axis=None)
-
-
-def test_agreement_by_hand() -> None:
-    found = agreement([50.0, 60.0, 40.0, np.nan], [52.0, 61.0, 45.0, 50.0])
-    assert (found["n"], found["left_out"]) == (3, 1)
-    assert found["bias"] == pytest.approx(8 / 3)
-    assert found["sd"] == pytest.approx(np.std([2, 1, 5], ddof=1))
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * found["sd"])
-    assert found["mean_absolute"] == pytest.approx(8 / 3)
-    assert found["correlation"] == pytest.approx(np.corrcoef([50, 60, 40], [52, 61, 45])[0, 1])
-    with pytest.raises(ClinicalError, match="three at least"):
-        agreement([1.0, 2.0], [1.0, 2.0])
-    with pytest.raises(ClinicalError, match="one value a patient"):
-        agreement([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
 def test_ejection_fraction() -> None:

@@ -17,8 +17,8 @@ from echovlsm.cohort.images import load_labels, resize_labels
 from echovlsm.cohort.read import read_cohort
 from echovlsm.evaluation import predictions
 from echovlsm.evaluation.predictions import labels_of
-from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
-from echovlsm.evaluation.scoring import METRICS, score
+from echovlsm.evaluation.runs import EvaluationError, choose_images, kept_run
+from echovlsm.evaluation.scoring import METRICS, score, three_structures
 from tests.conftest import ROOT
 from tests.conftest import call as echovlsm
 
@@ -46,7 +46,7 @@ def cohort(phantom_cohort: Path, tmp_path: Path) -> Path:
 
 
 def patients(cohort: Path, split: str = "auto") -> set[str]:
-    return set(choose_pictures(cohort, split)[0]["patient"])
+    return set(choose_images(cohort, split)[0]["patient"])
 
 
 def test_one_row_a_mask_with_all_five_metrics(cohort: Path, run: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_one_row_a_mask_with_all_five_metrics(cohort: Path, run: Path, tmp_path:
 
 
 def test_scores_are_those_of_the_model_in_the_run(cohort: Path, run: Path) -> None:
-    frames, _ = choose_pictures(cohort)
+    frames, _ = choose_images(cohort)
     kept = kept_run(run)
     logits, _ = predictions.predict_run(kept, frames)
     assert logits.shape == (len(frames), 3, 64, 64)
@@ -102,7 +102,7 @@ def test_whatever_the_lists_say(cohort: Path) -> None:
     lists["test"].write_text("patient0499\n")
     assert patients(cohort) == everyone
     with pytest.raises(EvaluationError, match="--split all"):
-        choose_pictures(cohort, "test")
+        choose_images(cohort, "test")
     # no lists at all, and the patients' folders themselves
     shutil.rmtree(cohort / "database_split")
     assert patients(cohort) == patients(cohort / "database_nifti") == everyone
@@ -115,21 +115,21 @@ def test_whatever_the_lists_say(cohort: Path) -> None:
 def test_nobody_is_scored_by_accident(cohort: Path) -> None:
     (cohort / "database_split" / "subgroup_testing.txt").write_text("")
     with pytest.raises(EvaluationError, match=r"name train and val patients.*--split val, train or all"):
-        choose_pictures(cohort)
+        choose_images(cohort)
     with pytest.raises(EvaluationError, match="is not known"):
-        choose_pictures(cohort, "testing")
+        choose_images(cohort, "testing")
 
 
-def test_pictures_without_masks(cohort: Path) -> None:
+def test_images_without_masks(cohort: Path) -> None:
     masks = sorted(cohort.rglob("*_gt.nii.gz"))
     frames = read_cohort(cohort)
     gone = frames.loc[frames["split"] == "test", "labels"].iloc[0]
     Path(gone).unlink()
-    assert "1 pictures without a mask are left out" in choose_pictures(cohort)[1]
+    assert "1 images without a mask are left out" in choose_images(cohort)[1]
     for mask in masks:
         mask.unlink(missing_ok=True)
     with pytest.raises(EvaluationError, match="nothing to score with"):
-        choose_pictures(cohort)
+        choose_images(cohort)
 
 
 def test_errors_name_what_is_wrong(cohort: Path, run: Path, tmp_path: Path) -> None:
@@ -193,19 +193,14 @@ def _answers(frames: pd.DataFrame, size: int = 64) -> torch.Tensor:
     return torch.nn.functional.interpolate(exact, size=(size, size), mode="bilinear")
 
 
-def test_images_have_a_score_a_structure_and_if_asked_the_epicardiums(
-    phantom_frames: pd.DataFrame,
-) -> None:
+def test_images_have_a_score_a_structure_and_the_epicardiums(phantom_frames: pd.DataFrame) -> None:
     frames = phantom_frames.head(3).reset_index(drop=True)
     logits = _answers(frames)
-    three = predictions.score_images(frames, logits, 64, epicardium=False, strategy="mine")
-    four = predictions.score_images(frames, logits, 64)
-    assert list(three.columns[:4]) == ["strategy", "patient", "view", "phase"]
-    assert len(three) == 3 * 3
-    assert len(four) == 3 * 4
-    assert set(four["structure"]) - set(three["structure"]) == {predictions.EPICARDIUM}
-    assert three["dice"].min() > 0.8
-    native = predictions.score_images(frames, logits, 0, epicardium=False)
+    scores = predictions.score_images(frames, logits, 64, strategy="mine")
+    assert list(scores.columns[:4]) == ["strategy", "patient", "view", "phase"]
+    assert scores["structure"].tolist() == [*STRUCTURES.values(), predictions.EPICARDIUM] * 3
+    assert scores["dice"].min() > 0.8
+    native = predictions.score_images(frames, logits, 0)
     assert set(native["unit"]) == {"mm"}
 
 
@@ -228,7 +223,7 @@ def test_the_worst_images_come_first_with_their_place(phantom_frames: pd.DataFra
     frames = phantom_frames.head(4).reset_index(drop=True)
     logits = _answers(frames)
     logits[2], logits[1, 0] = -10, -10
-    scores = predictions.score_images(frames, logits, 64, epicardium=False)
+    scores = three_structures(predictions.score_images(frames, logits, 64))
     worst = predictions.worst_images(scores, frames, 2)
     assert list(worst.index) == [2, 1]
     assert worst[2] == 0

@@ -116,8 +116,8 @@ def test_every_score_is_that_of_monai(spacing):
         assert mine["assd"] == pytest.approx(symmetric)
 
 
-def test_a_mask_touching_the_picture_border_has_its_outline_there():
-    # truth fills the picture: its outline is the border; the middle pixel is farther by 10 from it
+def test_a_mask_touching_the_image_border_has_its_outline_there():
+    # truth fills the image: its outline is the border; the middle pixel is farther by 10 from it
     truth, pred = np.ones((21, 21), bool), square(10, 10, 1, (21, 21))
     assert score(pred, truth, size=None)["hausdorff"] == pytest.approx(math.hypot(10, 10))
 
@@ -127,7 +127,7 @@ def test_the_papers_size_is_the_default_and_measures_pixels_of_it():
     result = score(square(20, 24), square(20, 20))
     assert result["hausdorff"] == 32
     assert result["dice"] == pytest.approx(0.6)
-    # a picture twice as high as wide is squeezed: a shift along the height counts half
+    # an image twice as high as wide is squeezed: a shift along the height counts half
     tall = score(square(24, 20, shape=(128, 64)), square(20, 20, shape=(128, 64)))
     assert tall["hausdorff"] == 16
 
@@ -245,7 +245,7 @@ def test_a_mask_at_the_papers_size_takes_milliseconds():
         start = time.perf_counter()
         score(pred, truth)
         took.append(time.perf_counter() - start)
-    # about 3 ms on one core: a distance map or a crop over the whole picture would show
+    # about 3 ms on one core: a distance map or a crop over the whole image would show
     assert min(took) < 0.1
 
 

@@ -37,7 +37,7 @@ MASK = ["patient", "view", "phase", "structure"]
 
 @pytest.fixture(scope="module")
 def frames(phantom_frames: pd.DataFrame) -> pd.DataFrame:
-    """Two phantom patients, eight pictures."""
+    """Two phantom patients, eight images."""
     chosen = phantom_frames["patient"].unique()[:2]
     return phantom_frames[phantom_frames["patient"].isin(chosen)]
 
@@ -50,7 +50,7 @@ def model() -> nn.Module:
 class Reader(nn.Module):
     """An oracle that reads the structure, and the sex if `listens`: asked about a female it finds nothing.
 
-    Its pictures are label maps times 80.
+    Its images are label maps times 80.
     """
 
     image_size = 96
@@ -70,16 +70,16 @@ class Reader(nn.Module):
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         numbers = {name: value for value, name in STRUCTURES.items()}
         logits = []
-        for picture, row in zip(pixels[:, 0], input_ids[..., 0], strict=True):
+        for image, row in zip(pixels[:, 0], input_ids[..., 0], strict=True):
             for number in row:
                 said = parse_prompt(self.texts[number])
-                found = ((picture - 80 * numbers[said["structure"]]).abs() < 40).float() * 20 - 10
+                found = ((image - 80 * numbers[said["structure"]]).abs() < 40).float() * 20 - 10
                 logits.append(torch.full_like(found, -10) if self.listens and said["sex"] == "F" else found)
         return torch.stack(logits).unflatten(0, input_ids.shape[:2])
 
 
 @pytest.fixture
-def label_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def label_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "load_image", lambda row: load_labels(row) * np.uint8(80))
 
 
@@ -122,7 +122,7 @@ def test_false_values_are_known_and_false(frames: pd.DataFrame) -> None:
     }
 
 
-def test_draws_depend_on_seed_and_picture_alone(frames: pd.DataFrame) -> None:
+def test_draws_depend_on_seed_and_image_alone(frames: pd.DataFrame) -> None:
     whole = false_prompts(frames, "P7", seed=4).set_index([*MASK, "swapped"])["text"]
     one = false_prompts(frames.iloc[[5]], "P7", seed=4).set_index([*MASK, "swapped"])["text"]
     assert (whole.loc[one.index] == one).all()
@@ -160,7 +160,7 @@ def test_nothing_to_swap(frames: pd.DataFrame) -> None:
         false_prompts(frames, "P1", "random")
 
 
-@pytest.mark.usefixtures("label_pictures")
+@pytest.mark.usefixtures("label_images")
 def test_a_model_that_reads_the_structure_obeys_a_false_one(frames: pd.DataFrame) -> None:
     effects = word_effects(Reader(), frames, "P7", size=96).set_index("swapped")
     assert (effects["dice_true"] > 0.8).all()
@@ -174,7 +174,7 @@ def test_a_model_that_reads_the_structure_obeys_a_false_one(frames: pd.DataFrame
     assert (others["dice_named"] == others["dice_false"]).all()
 
 
-@pytest.mark.usefixtures("label_pictures")
+@pytest.mark.usefixtures("label_images")
 def test_a_model_that_reads_the_sex_is_caught(frames: pd.DataFrame) -> None:
     both = frames.copy()
     both["sex"] = np.where(both["view"] == "2CH", "M", "F")
@@ -208,7 +208,7 @@ def test_scores_are_those_of_scoring(frames: pd.DataFrame, model: nn.Module) -> 
             assert found["agreement"] == pytest.approx(score(masks[0], masks[1])["dice"], abs=1e-4)
 
 
-def test_a_picture_is_encoded_once(
+def test_an_image_is_encoded_once(
     frames: pd.DataFrame, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = []
@@ -221,7 +221,7 @@ def test_a_picture_is_encoded_once(
     assert ((scores >= 0) & (scores <= 1)).all(axis=None)
 
 
-def test_the_order_of_pictures_and_gaps_do_not_mix_rows(frames: pd.DataFrame, model: nn.Module) -> None:
+def test_the_order_of_images_and_gaps_do_not_mix_rows(frames: pd.DataFrame, model: nn.Module) -> None:
     gaps = frames.copy()
     gaps["age"] = gaps["age"].astype("Int64")
     gaps.loc[gaps.index[2:4], "age"] = pd.NA

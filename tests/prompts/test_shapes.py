@@ -19,7 +19,7 @@ from echovlsm.prompts.shapes import (
     name_shapes,
     normalised,
 )
-from echovlsm.prompts.vqa import SHAPES, ShapeError, ask_shape, box_picture, load_vqa, read_answer
+from echovlsm.prompts.vqa import SHAPES, ShapeError, ask_shape, draw_box, load_vqa, read_answer
 
 
 def corners(name, size, stretch=1.0):
@@ -72,7 +72,7 @@ def test_a_ragged_outline_does_not_change_the_name(name, stretch):
 
 
 def plain_fits(mask, spacing=None):
-    """The plain way: scikit-image's hull, every pixel a point, every template a picture."""
+    """The plain way: scikit-image's hull, every pixel a point, every template an image."""
     from echovlsm.prompts.shapes import _GRID
 
     mask = mask[ndimage.find_objects(mask.astype(int))[0]]
@@ -191,19 +191,19 @@ def test_the_green_box_is_just_outside_the_structure():
     image = np.full((100, 80), 90, np.uint8)
     mask = np.zeros((100, 80), bool)
     mask[30:50, 20:60] = True
-    picture = np.asarray(box_picture(image, mask))
-    green = (picture == (0, 255, 0)).all(axis=2)
+    boxed = np.asarray(draw_box(image, mask))
+    green = (boxed == (0, 255, 0)).all(axis=2)
     rows, columns = np.flatnonzero(green.any(axis=1)), np.flatnonzero(green.any(axis=0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (29, 50, 19, 60)
     assert not (green & mask).any()
-    assert (picture[~green] == 90).all()
+    assert (boxed[~green] == 90).all()
     with pytest.raises(ShapeError, match="differ in size"):
-        box_picture(image[:50], mask)
+        draw_box(image[:50], mask)
 
 
 @pytest.fixture
 def cohort(monkeypatch):
-    """Two pictures whose labels are a circle, a rectangle and, in the first only, a triangle."""
+    """Two images whose labels are a circle, a rectangle and, in the first only, a triangle."""
     labels = np.zeros((160, 160), np.uint8)
     labels[np.roll(draw(corners("circle", 15), 0), (-50, 0), (0, 1))] = 1
     labels[draw(corners("rectangle", 12, 2), 90)] = 2
@@ -264,8 +264,8 @@ def test_what_one_process_finds_wrong_is_said(phantom_frames, tmp_path, monkeypa
 def test_a_model_is_asked_the_papers_question(cohort):
     asked = []
 
-    def model(picture, question):
-        asked.append((picture.mode, question))
+    def model(image, question):
+        asked.append((image.mode, question))
         return "Oval" if "atrium" in question else "a heart"
 
     table = name_shapes(cohort[:1], backend="vqa", model=model, missing="omit", progress=False)
@@ -375,8 +375,8 @@ def test_a_chat_model_is_told_the_five_names_and_read_without_its_prompt(monkeyp
 
         def __call__(self, text, max_new_tokens, return_full_text):
             assert not return_full_text
-            picture, words = text[0]["content"]
-            assert picture["image"].size == (80, 100)
+            shown, words = text[0]["content"]
+            assert shown["image"].size == (80, 100)
             assert words["text"].endswith("circle, triangle, oval, square, rectangle.")
             return [{"input_text": text, "generated_text": "Square"}]
 

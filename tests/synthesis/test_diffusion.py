@@ -25,8 +25,8 @@ from echovlsm.synthesis.process import (
     noise_schedule,
     sample,
     set_steps,
+    to_images,
     to_model,
-    to_pictures,
 )
 from echovlsm.synthesis.sampling import sample_cohort
 from echovlsm.synthesis.train import train_diffusion
@@ -38,11 +38,11 @@ LEARNED = SemanticUNetConfig(**{**vars(TINY), "out_channels": 2})
 
 
 class Oracle(SemanticUNet):
-    """Knows the one picture that there is, so its prediction is exact."""
+    """Knows the one image that there is, so its prediction is exact."""
 
-    def __init__(self, picture: torch.Tensor, schedule, config: SemanticUNetConfig = TINY) -> None:
+    def __init__(self, image: torch.Tensor, schedule, config: SemanticUNetConfig = TINY) -> None:
         super().__init__(config)
-        self.picture, self.schedule, self.calls = picture, schedule, 0
+        self.image, self.schedule, self.calls = image, schedule, 0
 
     def forward(self, x, timesteps, label_map):
         self.calls += 1
@@ -54,14 +54,14 @@ class Oracle(SemanticUNet):
         log_sigma = 0.5 * ((1 - levels) / levels).log()
         log_sigma = torch.lerp(log_sigma[low], log_sigma[high], index - low)
         alpha = torch.sigmoid(-2 * log_sigma).view(-1, 1, 1, 1)
-        noise = (x.double() - alpha.sqrt() * self.picture) / (1 - alpha).sqrt()
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * self.picture
+        noise = (x.double() - alpha.sqrt() * self.image) / (1 - alpha).sqrt()
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * self.image
         result = noise if self.schedule.config.prediction_type == "epsilon" else velocity
         return result.float()
 
 
-def pictures(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures whose grey level is their class's, plus noise."""
+def toy_images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """ImageSet whose grey level is their class's, plus noise."""
     rng = np.random.default_rng(seed)
     maps = np.zeros((count, 16, 16), np.uint8)
     for index in range(count):
@@ -78,17 +78,17 @@ def test_the_schedule_is_the_cosine_one(shared: Path) -> None:
     torch.testing.assert_close(betas, vectors["cosine_betas_1000"], atol=1e-6, rtol=1e-5)
 
 
-def test_pictures_survive_the_way_to_the_model_and_back() -> None:
+def test_images_survive_the_way_to_the_model_and_back() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     values = to_model(images)
     assert (float(values.min()), float(values.max())) == (-1.0, 1.0)
-    np.testing.assert_array_equal(to_pictures(values), images)
+    np.testing.assert_array_equal(to_images(values), images)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_perfect_prediction_has_no_loss(prediction: str) -> None:
     schedule = noise_schedule(prediction)
-    clean = to_model(pictures(4)[0])
+    clean = to_model(toy_images(4)[0])
     oracle = Oracle(clean.double(), schedule)
     t, noise = torch.tensor([1, 300, 700, 950]), torch.randn(clean.shape)
     loss = diffusion_loss(oracle, schedule, clean, torch.zeros(4, 16, 16).long(), t, noise)
@@ -100,7 +100,7 @@ def test_a_perfect_prediction_has_no_loss(prediction: str) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_bound_is_zero_at_the_true_posterior_and_grows_with_a_wrong_variance(prediction: str) -> None:
     schedule = noise_schedule(prediction, learned_variance=True)
-    clean = to_model(pictures(3)[0])
+    clean = to_model(toy_images(3)[0])
     exact = Oracle(clean.double(), schedule)
     t, noise, maps = torch.tensor([5, 300, 900]), torch.randn(clean.shape), torch.zeros(3, 16, 16).long()
 
@@ -119,7 +119,7 @@ def test_the_bound_is_zero_at_the_true_posterior_and_grows_with_a_wrong_variance
 def test_the_bound_teaches_the_variance_only() -> None:
     model = random_unet(LEARNED)
     schedule = noise_schedule("epsilon", learned_variance=True)
-    clean, t = to_model(pictures(2)[0]), torch.tensor([3, 600])
+    clean, t = to_model(toy_images(2)[0]), torch.tensor([3, 600])
     noise, maps = torch.randn(clean.shape), torch.zeros(2, 16, 16).long()
     diffusion_loss(model, schedule, clean, maps, t, noise).sum().backward()
     head = model.out[2].weight.grad.clone()
@@ -134,7 +134,7 @@ def test_the_bound_teaches_the_variance_only() -> None:
 def test_a_learned_variance_is_sampled_with(name: str) -> None:
     """Whether the variance is said to be small or large changes the ancestral sampler only."""
     schedule = noise_schedule("epsilon", learned_variance=True)
-    maps = pictures(1)[1]
+    maps = toy_images(1)[1]
 
     class Spread(SemanticUNet):
         value = -1.0
@@ -150,9 +150,9 @@ def test_a_learned_variance_is_sampled_with(name: str) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_finds_the_only_picture_there_is(name: str, prediction: str) -> None:
+def test_every_scheduler_finds_the_only_image_there_is(name: str, prediction: str) -> None:
     schedule = noise_schedule(prediction)
-    images, maps = pictures(1)
+    images, maps = toy_images(1)
     oracle = Oracle(to_model(images).double(), schedule)
     drawn = sample(oracle, schedule, maps, [7], scheduler=name, steps=25)
     assert np.abs(drawn.astype(int) - images).max() <= 1
@@ -161,7 +161,7 @@ def test_every_scheduler_finds_the_only_picture_there_is(name: str, prediction: 
 @pytest.mark.parametrize("name", ["dpm-solver++", "sde-dpm-solver++", "heun"])
 @pytest.mark.parametrize("steps", [3, 50, 200, 700])
 def test_times_and_noise_levels_belong_together(name: str, steps: int) -> None:
-    """No two steps tell the network the same time, and each time has the noise that the picture then has."""
+    """No two steps tell the network the same time, and each time has the noise that the image then has."""
     solver = make_scheduler(name, noise_schedule("v_prediction"))
     set_steps(solver, steps)
     times = solver.timesteps.double()
@@ -175,7 +175,7 @@ def test_times_and_noise_levels_belong_together(name: str, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [50, 200, 130])
 def test_many_steps_find_what_the_best_denoiser_of_a_gaussian_finds(steps: int) -> None:
-    """For normal pictures the best denoiser and the end of the process are known in closed form."""
+    """For normal images the best denoiser and the end of the process are known in closed form."""
     schedule, spread = noise_schedule("epsilon"), 0.01
     levels = schedule.alphas_cumprod.double()
     log_sigma = 0.5 * ((1 - levels) / levels).log()
@@ -196,9 +196,9 @@ def test_many_steps_find_what_the_best_denoiser_of_a_gaussian_finds(steps: int) 
     assert float(x / expected) == pytest.approx(1, abs=5e-3)
 
 
-def test_a_picture_depends_on_its_own_seed_alone() -> None:
+def test_an_image_depends_on_its_own_seed_alone() -> None:
     model, schedule = random_unet(), noise_schedule("v_prediction")
-    maps = pictures(3)[1]
+    maps = toy_images(3)[1]
     for name in SCHEDULERS:
         together = sample(model, schedule, maps, [1, 2, 3], scheduler=name, steps=4)
         alone = sample(model, schedule, maps[1:2], [2], scheduler=name, steps=4)
@@ -209,15 +209,15 @@ def test_a_picture_depends_on_its_own_seed_alone() -> None:
 
 def test_guidance_stretches_the_difference_to_a_dropped_label() -> None:
     schedule = noise_schedule("epsilon")
-    images, maps = pictures(2)
+    images, maps = toy_images(2)
     target = to_model(images).double()
 
     class TwoMinds(Oracle):
-        """Sees its picture under a label map and black without one."""
+        """Sees its image under a label map and black without one."""
 
         def forward(self, x, timesteps, label_map):
             dropped = label_map[0][0].shape[0] == 1
-            self.picture = torch.full_like(target, -1.0) if dropped else target[:1] * 0.2 - 0.8
+            self.image = torch.full_like(target, -1.0) if dropped else target[:1] * 0.2 - 0.8
             return super().forward(x, timesteps, label_map)
 
     def brightness(guidance: float) -> float:
@@ -233,7 +233,7 @@ def test_guidance_stretches_the_difference_to_a_dropped_label() -> None:
 def test_large_batches_give_up_the_cache_and_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from echovlsm.synthesis import process
 
-    model, schedule, maps = random_unet(), noise_schedule("v_prediction"), pictures(2)[1]
+    model, schedule, maps = random_unet(), noise_schedule("v_prediction"), toy_images(2)[1]
     cached = sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0)
     monkeypatch.setattr(process, "CACHE_BYTES", 0)
     drawn = sample(model, schedule, maps, [1, 2], steps=3, guidance=2.0)
@@ -243,7 +243,7 @@ def test_large_batches_give_up_the_cache_and_draw_the_same(monkeypatch: pytest.M
 
 
 def test_sampling_refuses_what_it_cannot_draw() -> None:
-    model, schedule, maps = random_unet(), noise_schedule(), pictures(2)[1]
+    model, schedule, maps = random_unet(), noise_schedule(), toy_images(2)[1]
     with pytest.raises(ConditionError, match=r"the model draws \(N, 16, 16\)"):
         sample(model, schedule, maps[:, ::2, ::2], [1, 2])
     with pytest.raises(ConditionError, match="class 9 found"):
@@ -269,10 +269,10 @@ SETTINGS = {
 
 
 def test_training_learns_and_leaves_the_average(tmp_path: Path) -> None:
-    images, maps = pictures(16)
+    images, maps = toy_images(16)
     model = random_unet()
     many = {**SETTINGS, "steps": 60, "check_every": 5, "learning_rate": 4e-3}
-    history = train_diffusion(model, images, maps, tmp_path, validation=pictures(8, seed=1), **many)
+    history = train_diffusion(model, images, maps, tmp_path, validation=toy_images(8, seed=1), **many)
     assert list(history["step"]) == list(range(5, 61, 5))
     assert history["val_loss"].iloc[-1] < 0.5 * history["val_loss"].iloc[0]
     saved = torch.load(next(tmp_path.glob("checkpoint-*/ema.pt")), weights_only=True)
@@ -283,7 +283,7 @@ def test_training_learns_and_leaves_the_average(tmp_path: Path) -> None:
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path: Path, monkeypatch) -> None:
     from echovlsm.synthesis import train
 
-    images, maps = pictures(6)
+    images, maps = toy_images(6)
     whole = random_unet(LEARNED)
     expected = train_diffusion(whole, images, maps, tmp_path / "a", **SETTINGS)
 
@@ -308,9 +308,9 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path: Path, 
 
 
 def test_training_refuses_wrong_label_maps(tmp_path: Path) -> None:
-    images, maps = pictures(3)
+    images, maps = toy_images(3)
     maps[1, 0, 0] = 7
-    with pytest.raises(ConditionError, match="picture 1 has class 7; the model knows 0 to 4"):
+    with pytest.raises(ConditionError, match="image 1 has class 7; the model knows 0 to 4"):
         train_diffusion(random_unet(), images, maps, tmp_path, **SETTINGS)
     with pytest.raises(ConditionError, match=r"both must be \(N, 16, 16\)"):
         train_diffusion(random_unet(), images, maps[:, :8, :8], tmp_path, **SETTINGS)
@@ -320,7 +320,7 @@ def test_training_refuses_wrong_label_maps(tmp_path: Path) -> None:
 def test_what_follows_a_training_may_choose_its_own_precision(tmp_path: Path) -> None:
     from accelerate import Accelerator
 
-    images, maps = pictures(4)
+    images, maps = toy_images(4)
     model = random_unet()
     train_diffusion(model, images, maps, tmp_path, **{**SETTINGS, "steps": 2}, mixed_precision="bf16")
     assert Accelerator(mixed_precision="no").mixed_precision == "no"
@@ -334,7 +334,7 @@ def test_a_share_of_the_labels_is_dropped() -> None:
 
     from echovlsm.synthesis.train import _draw
 
-    images, maps = pictures(50)
+    images, maps = toy_images(50)
     alone = SimpleNamespace(process_index=0, num_processes=1, device="cpu")
     dropped = [
         (_draw(images, maps, 1, 50, 0.3, 1, step, alone)[1] == -1).all(dim=(1, 2)).float().mean()
@@ -348,8 +348,8 @@ def test_two_processes_share_each_batch() -> None:
 
     from echovlsm.synthesis.train import _draw
 
-    images, maps = pictures(7)
-    images[:, 0, 0] = range(7)  # so that a picture can be told
+    images, maps = toy_images(7)
+    images[:, 0, 0] = range(7)  # so that an image can be told
     seen = []
     for step in range(7):
         for process in (0, 1):
@@ -357,7 +357,7 @@ def test_two_processes_share_each_batch() -> None:
             clean = _draw(images, maps, 1, 4, 0.0, 1, step, who)[0]
             assert len(clean) == 2
             seen += ((clean[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-    assert sorted(seen) == sorted(list(range(7)) * 4), "each picture once an epoch"
+    assert sorted(seen) == sorted(list(range(7)) * 4), "each image once an epoch"
 
 
 # -- a synthetic cohort ---------------------------------------------------------------------------------
@@ -465,5 +465,5 @@ def test_an_existing_cohort_is_not_drawn_over(
     with pytest.raises(CohortError, match="exists already"):
         sample_cohort(drawn, phantom_frames, weights, **OPTIONS)
     assert cohort_hash(drawn) == before
-    with pytest.raises(ValueError, match="no picture with a mask in testing"):
+    with pytest.raises(ValueError, match="no image with a mask in testing"):
         sample_cohort(drawn.parent / "other", phantom_frames, weights, **OPTIONS, splits=("testing",))

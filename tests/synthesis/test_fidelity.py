@@ -14,13 +14,13 @@ from echovlsm.synthesis import fidelity
 from echovlsm.synthesis.fidelity import encoder_features, fidelity_table, label_agreement
 from echovlsm.synthesis.measures import (
     FidelityError,
-    Pictures,
+    ImageSet,
     gcnr,
     grey_counts,
-    histogram_distance,
     local_snr,
     nearest_training,
     own_kernel,
+    pooled_distance,
     radial_spectrum,
     squared_mmd,
     thumbnails,
@@ -48,7 +48,7 @@ def sector_map(side=SIDE):
 
 
 def cohort(patients, seed, shift=0.0, a_patient=2):
-    """Echo-like noise: tissue means of its own for each patient, two pictures a patient."""
+    """Echo-like noise: tissue means of its own for each patient, two images a patient."""
     rng = np.random.default_rng(seed)
     labels = sector_map()
     gain = rng.normal(0, 8, patients).repeat(a_patient)[:, None, None]
@@ -56,7 +56,7 @@ def cohort(patients, seed, shift=0.0, a_patient=2):
     noise = gaussian_filter(rng.normal(size=(len(gain), SIDE, SIDE)), (0, 0.7, 0.7))
     images = to_grey(np.where(labels > 0, means + shift + 50 * noise, 0))
     ids = [f"p{number}" for number in range(patients) for _ in range(a_patient)]
-    return Pictures(images, np.repeat(labels[None], len(images), 0), ids)
+    return ImageSet(images, np.repeat(labels[None], len(images), 0), ids)
 
 
 def tiny_features(images):
@@ -92,10 +92,10 @@ def test_histograms_count_the_pixels_of_their_tissue_only():
 def test_a_shift_by_k_grey_levels_is_k_away(shift):
     images = np.random.default_rng(0).integers(60, 180, (3, SIDE, SIDE)).astype(np.uint8)
     maps = np.repeat(sector_map()[None], 3, 0)
-    own = grey_counts(images, maps)[:, MYOCARDIUM].sum(axis=0)
-    moved = grey_counts(images + np.uint8(shift % 256), maps)[:, MYOCARDIUM].sum(axis=0)
-    assert histogram_distance(own, moved) == pytest.approx(abs(shift))
-    assert math.isnan(histogram_distance(own, np.zeros(256, int)))
+    own = grey_counts(images, maps)[:, MYOCARDIUM]
+    moved = grey_counts(images + np.uint8(shift % 256), maps)[:, MYOCARDIUM]
+    assert pooled_distance(own, moved) == pytest.approx(abs(shift))
+    assert math.isnan(pooled_distance(own, np.zeros((1, 256), int)))
 
 
 def histogram_of(values):
@@ -183,7 +183,7 @@ def test_white_noise_is_flat_and_a_blur_falls_as_its_transfer_function(shape):
     assert power.shape == (60, len(frequencies)) == (60, min(shape) // 2 - 1)
     assert 0 < frequencies[0] < frequencies[-1] < 0.5
     mean = 10 * np.log10((10 ** (power / 10)).mean(axis=0))
-    # the innermost rings hold a dozen coefficients a picture, so that chance is larger there
+    # the innermost rings hold a dozen coefficients an image, so that chance is larger there
     assert mean == pytest.approx(np.full(len(mean), 20 * math.log10(30)), abs=1.5)
     assert mean[5:] == pytest.approx(np.full(len(mean) - 5, 20 * math.log10(30)), abs=0.5)
     sigma = 0.8
@@ -192,7 +192,7 @@ def test_white_noise_is_flat_and_a_blur_falls_as_its_transfer_function(shape):
     expected = 20 * np.log10(np.exp(-2 * (np.pi * frequencies * sigma) ** 2))
     heard = frequencies < 0.35
     assert fall[heard] == pytest.approx(expected[heard], abs=0.5)
-    # a flat picture: nothing but the floor of rounding
+    # a flat image: nothing but the floor of rounding
     flat = radial_spectrum(np.full((1, *shape), 90, np.uint8))[1]
     assert flat == pytest.approx(np.full(flat.shape, 10 * math.log10(1 / 12)))
 
@@ -250,7 +250,7 @@ def test_encoder_features_pool_the_last_activation_and_ignore_the_batch():
     assert model.training
     assert encoder_features(images[:3], model, batch_size=2) == pytest.approx(found[:3], abs=1e-4)
     assert np.abs(found[0] - found[5]).max() > 1e-3
-    # another size of the same picture is nearly the same point
+    # another size of the same image is nearly the same point
     double = encoder_features(images[:1].repeat(2, 1).repeat(2, 2), model)
     assert np.linalg.norm(double - found[0]) < np.linalg.norm(found[5] - found[0])
 
@@ -261,10 +261,10 @@ def test_encoder_features_pool_the_last_activation_and_ignore_the_batch():
 def test_a_copy_is_flagged_and_so_is_a_noisy_one():
     training, fresh = cohort(40, 10).images, cohort(10, 11).images
     rng = np.random.default_rng(12)
-    pictures = fresh.copy()
-    pictures[3] = training[17]
-    pictures[8] = to_grey(training[60] + rng.normal(0, 6, (SIDE, SIDE)))
-    near = nearest_training(thumbnails(pictures), thumbnails(training))
+    images = fresh.copy()
+    images[3] = training[17]
+    images[8] = to_grey(training[60] + rng.normal(0, 6, (SIDE, SIDE)))
+    near = nearest_training(thumbnails(images), thumbnails(training))
     assert list(np.flatnonzero(near.copy)) == [3, 8]
     assert list(near.index[[3, 8]]) == [17, 60]
     assert near.distance[3] == 0
@@ -281,7 +281,7 @@ def test_nearest_distances_are_those_worked_out_by_hand():
     # pairs of one patient do not count
     same = np.eye(3, dtype=bool)
     assert list(nearest_training(training, training, same).index) == [1, 0, 0]
-    with pytest.raises(FidelityError, match="no picture to compare picture 2"):
+    with pytest.raises(FidelityError, match="no image to compare image 2"):
         nearest_training(training, training, np.array([[False], [False], [True]]).repeat(3, 1))
     with pytest.raises(FidelityError, match="metric"):
         nearest_training(training, training, metric="manhattan")
@@ -338,7 +338,7 @@ def test_a_set_of_the_same_distribution_is_at_the_floor(alike):
     assert ((ratio > 0.3) & (ratio < 3)).all()
     kernel = alike.loc["kernel distance (KID), given features"]
     assert abs(kernel["value"] - kernel["floor"]) < 3 * (kernel["spread"] + kernel["floor_spread"])
-    assert alike.loc["copies of a training picture", "value"] == 0
+    assert alike.loc["copies of a training image", "value"] == 0
     assert set(alike.loc[alike.index.str.startswith("nearest"), "better"]) == {"not below floor"}
     assert alike.loc["grey levels, myocardium", "source"] == pytest.approx(130, abs=6)
 
@@ -373,26 +373,26 @@ def test_copies_are_counted_and_named_in_the_table(source):
     held_out = cohort(15, 22)
     images = cohort(15, 23).images
     images[[4, 9]] = source.images[[0, 50]]
-    table = by_name(fidelity_table(Pictures(images, held_out.maps), source, held_out))
-    row = table.loc["copies of a training picture"]
+    table = by_name(fidelity_table(ImageSet(images, held_out.maps), source, held_out))
+    row = table.loc["copies of a training image"]
     assert (row["value"], row["floor"]) == (2 / len(images), 0)
     assert "4, 9" in row["note"]
-    near = table.loc["nearest training picture"]
+    near = table.loc["nearest training image"]
     assert near["note"] == f"smallest: 0, 0, {near['note'].split(', ')[-1]}"
     expected = nearest_training(thumbnails(held_out.images), thumbnails(source.images))
     assert near["floor"] == pytest.approx(np.median(expected.distance))
-    # all copied: far below what held-out pictures have
-    whole = by_name(fidelity_table(source, source, held_out)).loc["nearest training picture"]
+    # all copied: far below what held-out images have
+    whole = by_name(fidelity_table(source, source, held_out)).loc["nearest training image"]
     assert (whole["value"], whole["ratio"]) == (0, 0)
 
 
-def test_agreement_rows_are_one_minus_dice_beside_held_out_pictures(source):
-    def with_labels(pictures):
-        return dataclasses.replace(pictures, labels=np.array([0, 1, 0, 2, 3], np.uint8)[pictures.maps])
+def test_agreement_rows_are_one_minus_dice_beside_held_out_images(source):
+    def with_labels(images):
+        return dataclasses.replace(images, labels=np.array([0, 1, 0, 2, 3], np.uint8)[images.maps])
 
     synthetic, held_out = with_labels(cohort(5, 24)), with_labels(cohort(5, 25))
 
-    def segmenter(images):  # blind to the atrium in every synthetic picture, perfect otherwise
+    def segmenter(images):  # blind to the atrium in every synthetic image, perfect otherwise
         labels = synthetic.labels.copy()
         if np.array_equal(images, synthetic.images):
             labels[labels == 3] = 0
@@ -414,7 +414,7 @@ def test_seeds_reproduce_the_table_and_others_do_not(source):
     assert (first["value"].iloc[:5] != third["value"].iloc[:5]).all()
 
 
-def test_pictures_without_an_atrium_are_legal_and_said(source):
+def test_images_without_an_atrium_are_legal_and_said(source):
     other = cohort(20, 27)
     maps = np.where(other.maps == ATRIUM, BACKGROUND, other.maps).astype(np.uint8)
     table = by_name(fidelity_table(dataclasses.replace(other, maps=maps), source, repeats=4))
@@ -441,21 +441,21 @@ def test_halves_keep_patients_whole():
 def test_sets_that_cannot_be_compared_are_refused(source):
     images, maps = source.images, source.maps
     with pytest.raises(FidelityError, match=r"maps: .* does not match"):
-        Pictures(images, maps[:, :-1])
-    with pytest.raises(FidelityError, match="no picture"):
-        Pictures(images[:0], maps[:0])
+        ImageSet(images, maps[:, :-1])
+    with pytest.raises(FidelityError, match="no image"):
+        ImageSet(images[:0], maps[:0])
     with pytest.raises(FidelityError, match="uint8"):
-        Pictures(images / 255, maps)
+        ImageSet(images / 255, maps)
     with pytest.raises(FidelityError, match="0 to 4"):
-        Pictures(images, maps + np.uint8(1))
+        ImageSet(images, maps + np.uint8(1))
     with pytest.raises(FidelityError, match="patients: 3 ids for 80"):
-        Pictures(images, maps, ["a", "b", "c"])
-    small = Pictures(images[:, ::2, ::2].copy(), maps[:, ::2, ::2].copy())
-    with pytest.raises(FidelityError, match=r"synthetic: pictures of 24 x 24.*48 x 48"):
+        ImageSet(images, maps, ["a", "b", "c"])
+    small = ImageSet(images[:, ::2, ::2].copy(), maps[:, ::2, ::2].copy())
+    with pytest.raises(FidelityError, match=r"synthetic: images of 24 x 24.*48 x 48"):
         fidelity_table(small, source)
     with pytest.raises(FidelityError, match="one patient"):
-        fidelity_table(source, Pictures(images[:4], maps[:4], ["a"] * 4))
+        fidelity_table(source, ImageSet(images[:4], maps[:4], ["a"] * 4))
     with pytest.raises(FidelityError, match="repeats"):
         fidelity_table(source, source, repeats=1)
     with pytest.raises(FidelityError, match="features"):
-        fidelity_table(source, source, features=lambda pictures: np.zeros(len(pictures)))
+        fidelity_table(source, source, features=lambda images: np.zeros(len(images)))

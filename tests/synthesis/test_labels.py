@@ -1,4 +1,4 @@
-"""Sector maps: class order, the sector of a picture, and perturbed hearts."""
+"""Sector maps: class order, the sector of an image, and perturbed hearts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from echovlsm.cohort.sectors import (
 from echovlsm.synthesis.labels import (
     KEPT,
     Perturbation,
+    PerturbedMaps,
     find_sector,
     perturb,
-    perturbed_maps,
     source_maps,
 )
 
@@ -53,7 +53,7 @@ def everywhere(size: int = SIZE) -> np.ndarray:
     return np.ones((size, size), bool)
 
 
-def picture(sector: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_image(sector: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(sector, rng.integers(20, 200, sector.shape), 0).astype(np.uint8)
 
 
@@ -121,7 +121,7 @@ def test_conversion_refuses_the_other_order() -> None:
 def test_the_sector_survives_dark_cavities_captions_and_noise() -> None:
     rng = np.random.default_rng(0)
     truth = fan(200)
-    image = picture(truth, rng)
+    image = draw_image(truth, rng)
     image[150:, 80:130] = 0  # a dark atrium that reaches the lower edge
     image[disk((60, 100), 15)] = 0
     assert image[199 - 5, 100] == 0
@@ -137,7 +137,7 @@ def test_the_sector_survives_dark_cavities_captions_and_noise() -> None:
 def test_the_sector_survives_faint_compression_noise() -> None:
     rng = np.random.default_rng(1)
     truth = fan(128)
-    image = np.maximum(picture(truth, rng), rng.integers(0, 3, truth.shape).astype(np.uint8))
+    image = np.maximum(draw_image(truth, rng), rng.integers(0, 3, truth.shape).astype(np.uint8))
     assert overlap(find_sector(image), truth) > 0.99
 
 
@@ -210,7 +210,7 @@ def test_rotation_is_in_degrees_and_both_ways() -> None:
     assert min(tilts) < -3.5
 
 
-def test_translation_is_a_share_of_the_picture() -> None:
+def test_translation_is_a_share_of_the_image() -> None:
     centre = np.argwhere(bar()).mean(axis=0)
     shifts = [np.argwhere(draw(bar(), seed, translation=0.05)).mean(axis=0) - centre for seed in range(60)]
     assert np.abs(shifts).max() <= 0.05 * SIZE + 0.5
@@ -279,7 +279,7 @@ def test_a_structure_in_two_parts_may_stay_so() -> None:
     assert parts(drawn == 4) == 2
 
 
-def test_giving_up_names_the_picture() -> None:
+def test_giving_up_names_the_image() -> None:
     labels, sector = np.zeros((SIZE, SIZE), np.uint8), everywhere()
     labels[40:56, 40:56] = 1
     how = Perturbation(**(STILL | {"scale": (0.3, 0.3), "tries": 4}))
@@ -289,21 +289,12 @@ def test_giving_up_names_the_picture() -> None:
         perturb(labels, sector, np.random.default_rng(0), how, "patient7 2CH ED")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"scale": (1.0, 0.8)}, {"translation": -0.1}, {"control_points": (3, 4)}, {"tries": 0}, {"shear": 90.0}],
-)
-def test_wrong_ranges_are_refused_by_name(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        Perturbation(**changes)
-
-
 # --- cohorts ---------------------------------------------------------------------------------------------
 
 
 def test_maps_come_in_order_and_do_not_depend_on_each_other(phantom_frames: pd.DataFrame) -> None:
     frames = phantom_frames.iloc[:4]
-    maps = perturbed_maps(frames, variants=3, size=64, seed=7)
+    maps = PerturbedMaps(frames, variants=3, size=64, seed=7)
     records = list(maps)
     assert len(maps) == len(records) == 12
     assert [(r.row, r.variant) for r in records] == [(i, v) for i in range(4) for v in range(3)]
@@ -313,10 +304,10 @@ def test_maps_come_in_order_and_do_not_depend_on_each_other(phantom_frames: pd.D
         assert set(np.unique(record.sector_map)) == {0, 1, 2, 3, 4}
     assert not np.array_equal(records[0].sector_map, records[1].sector_map)
     # out of order, from another table, with more variants: the same map
-    alone = perturbed_maps(frames.iloc[[2]], variants=5, size=64, seed=7)
+    alone = PerturbedMaps(frames.iloc[[2]], variants=5, size=64, seed=7)
     assert np.array_equal(alone[1].sector_map, records[2 * 3 + 1].sector_map)
     assert alone[1].row == 0
-    assert not np.array_equal(perturbed_maps(frames, 3, 64, seed=8)[0].sector_map, records[0].sector_map)
+    assert not np.array_equal(PerturbedMaps(frames, 3, 64, seed=8)[0].sector_map, records[0].sector_map)
     assert np.array_equal(maps[-1].sector_map, records[-1].sector_map)
     with pytest.raises(IndexError):
         maps[12]
@@ -334,10 +325,10 @@ def test_source_maps_are_unperturbed(phantom_frames: pd.DataFrame) -> None:
             assert share == pytest.approx(((labels == value) & sector).mean(), abs=0.005)
         assert image[sector_map != 0].mean() > 20 * image[sector_map == 0].mean()
     # every perturbed map has its source's sector
-    assert np.array_equal(perturbed_maps(frames, 1, 48)[1].sector_map != 0, maps[1] != 0)
+    assert np.array_equal(PerturbedMaps(frames, 1, 48)[1].sector_map != 0, maps[1] != 0)
 
 
-def test_a_black_picture_is_named(phantom_frames: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_black_image_is_named(phantom_frames: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echovlsm.synthesis.labels._loaded", {})
     monkeypatch.setattr("echovlsm.synthesis.labels.load_image", lambda row: np.zeros((64, 64), np.uint8))
     row = phantom_frames.iloc[0]
@@ -348,7 +339,7 @@ def test_a_black_picture_is_named(phantom_frames: pd.DataFrame, monkeypatch: pyt
 def test_wrong_parameters_are_refused_by_name(phantom_frames: pd.DataFrame) -> None:
     for name, value in (("variants", 0), ("size", 4), ("seed", -1)):
         with pytest.raises(ValueError, match=name):
-            perturbed_maps(phantom_frames, **{name: value})
+            PerturbedMaps(phantom_frames, **{name: value})
 
 
 def test_a_heart_without_an_atrium() -> None:

@@ -1,4 +1,4 @@
-"""The steps of notebook 02: who is held out, which denoiser, which pictures, which sampler."""
+"""The steps of notebook 02: who is held out, which denoiser, which images, which sampler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echovlsm.cohort.read import cohort_hash, read_cohort
 from echovlsm.synthesis import trial as study
 from echovlsm.synthesis.fidelity import label_agreement
 from echovlsm.synthesis.labels import source_maps
-from echovlsm.synthesis.measures import Pictures
+from echovlsm.synthesis.measures import ImageSet
 from echovlsm.synthesis.process import sample
 from echovlsm.synthesis.sampling import ensure_cohort
 from echovlsm.synthesis.unet import SemanticUNetConfig
@@ -44,7 +44,7 @@ def test_sources_are_limited_by_patient_and_validation_in_proportion(phantom_fra
     assert kept["train"] == 2
     assert kept["val"] == max(1, round(there["val"] * 2 / there["train"]))
     whole = phantom_frames[phantom_frames["patient"].isin(few["patient"])]
-    assert len(few) == len(whole), "a patient's pictures stay together"
+    assert len(few) == len(whole), "a patient's images stay together"
     assert few.attrs["meta"] == phantom_frames.attrs["meta"]
     with pytest.raises(ValueError, match=r"source_patients: 9999 of .* 0 takes all"):
         study.limit_sources(phantom_frames, 9999, seed=3)
@@ -62,13 +62,13 @@ def test_the_held_out_split_takes_no_part(phantom_frames: pd.DataFrame) -> None:
     assert set(held_out["patient"]) == set(phantom_frames.loc[phantom_frames["split"] == "val", "patient"])
     assert not used & set(held_out["patient"])
     assert (work["split"] == "val").any()
-    with pytest.raises(ValueError, match="no picture with a mask in test"):
+    with pytest.raises(ValueError, match="no image with a mask in test"):
         study.divide(phantom_frames[phantom_frames["split"] != "test"], "test", 0.0, 0)
 
 
 def test_labels_for_scoring_are_whole(phantom_frames: pd.DataFrame) -> None:
     """A heart may reach beyond the sector; what is scored must not be cut there."""
-    found = study.pictures_of(phantom_frames, 96)
+    found = study.image_set(phantom_frames, 96)
     wall = [(load_labels(row) == 2).mean() for row in phantom_frames.itertuples()]
     assert (found.labels == 2).mean() == pytest.approx(np.mean(wall), rel=0.03)
     assert ((found.labels == 2) & (found.maps == 0)).any(), "some wall lies outside, and is scored"
@@ -125,13 +125,13 @@ def test_a_cohort_that_is_not_synthetic_is_never_replaced(
     assert cohort_hash(phantom_cohort) == before
 
 
-def test_synthetic_pictures_keep_their_source_patient_and_sector(
+def test_synthetic_images_keep_their_source_patient_and_sector(
     phantom_frames: pd.DataFrame, weights: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "synthetic"
     ensure_cohort(root, phantom_frames, weights, variants=2, steps=2, progress=False)
     drawn = read_cohort(root)
-    found = study.pictures_of(drawn, 32, phantom_frames, pd.read_csv(root / "provenance.csv"))
+    found = study.image_set(drawn, 32, phantom_frames, pd.read_csv(root / "provenance.csv"))
     assert len(set(found.patients)) == drawn["patient"].nunique() / 2
     row = drawn.iloc[-1]
     source = phantom_frames[
@@ -144,7 +144,7 @@ def test_synthetic_pictures_keep_their_source_patient_and_sector(
 
 def test_samplers_are_compared_on_the_same_label_maps(phantom_frames: pd.DataFrame) -> None:
     model, schedule = load_denoiser(ROOT / "data" / "weights" / "sdm-tiny")
-    source = study.pictures_of(phantom_frames, 96)
+    source = study.image_set(phantom_frames, 96)
 
     def features(images: np.ndarray) -> np.ndarray:
         return images[:, ::12, ::12].reshape(len(images), -1).astype(float)
@@ -161,7 +161,7 @@ def test_samplers_are_compared_on_the_same_label_maps(phantom_frames: pd.DataFra
 
 
 def test_the_distances_are_zero_for_the_source_itself(phantom_frames: pd.DataFrame) -> None:
-    source = study.pictures_of(phantom_frames, 96)
+    source = study.image_set(phantom_frames, 96)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(96 * 96, 6)) / 96
 
@@ -194,8 +194,8 @@ def test_a_segmenter_learns_from_a_frames_table(phantom_frames: pd.DataFrame, tm
     net = study.train_segmenter(
         phantom_frames, tmp_path / "state", size=96, updates=60, seed=0, progress=False
     )
-    known = study.pictures_of(phantom_frames[phantom_frames["split"] == "train"], 96)
+    known = study.image_set(phantom_frames[phantom_frames["split"] == "train"], 96)
     dice = label_agreement(net.segment(known.images), known.labels).mean()
     assert dice["left ventricular cavity"] > 0.5
     assert not (tmp_path / "state").exists()
-    assert isinstance(known, Pictures)
+    assert isinstance(known, ImageSet)

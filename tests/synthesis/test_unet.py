@@ -110,7 +110,7 @@ def test_the_full_configuration_has_the_names_and_shapes_of_its_architecture() -
     assert not down
 
 
-def test_the_label_map_steers_the_picture_and_a_dropped_one_does_not() -> None:
+def test_the_label_map_steers_the_image_and_a_dropped_one_does_not() -> None:
     model = random_unet()
     x, t = torch.randn(2, 1, 16, 16), torch.tensor([10, 900])
     maps = torch.randint(0, 5, (2, 16, 16))
@@ -153,7 +153,7 @@ def test_a_wrong_label_map_is_refused_by_name() -> None:
         model(x, t, torch.full((1, 16, 16), 5))
     with pytest.raises(ConditionError, match=r"class -2 found"):
         model(x, t, torch.full((1, 16, 16), -2))
-    with pytest.raises(ConditionError, match=r"\(1, 8, 8\) does not belong to pictures of \(1, 16, 16\)"):
+    with pytest.raises(ConditionError, match=r"\(1, 8, 8\) does not belong to images of \(1, 16, 16\)"):
         model(x, t, torch.zeros(1, 8, 8, dtype=torch.long))
     with pytest.raises(ConditionError, match="integer classes"):
         model(x, t, torch.zeros(1, 16, 16))

@@ -34,7 +34,7 @@ from echovlsm.cohort.read import read_cohort
 from echovlsm.cohort.sectors import LabelMapError
 from echovlsm.cohort.write import write_cohort
 from echovlsm.evaluation.clinical import ClinicalError, measure
-from echovlsm.evaluation.runs import EvaluationError, choose_pictures, kept_run
+from echovlsm.evaluation.runs import EvaluationError, choose_images, kept_run
 from echovlsm.evaluation.scoring import ScoreError, score, score_table
 from echovlsm.evaluation.statistics import bootstrap_interval, compare
 from echovlsm.explorer.asking import choose_run, trained_runs
@@ -57,7 +57,7 @@ from echovlsm.study.parameters import (
     check_values,
     read_profile,
 )
-from echovlsm.synthesis.labels import perturbed_maps
+from echovlsm.synthesis.labels import PerturbedMaps
 from echovlsm.synthesis.sampling import ensure_cohort, sample_cohort
 from echovlsm.synthesis.weights import WeightsError, load_denoiser
 from echovlsm.training.loop import fit
@@ -330,11 +330,11 @@ def a_picture_without_a_mask(place: Place) -> Callable[[], object]:
     return partial(load_labels, first_row(place.cohort()) | {"labels": pd.NA})
 
 
-@bad(LabelMapError, f"{PATIENT} 2CH ED: no ultrasound sector", "leave this picture out")
+@bad(LabelMapError, f"{PATIENT} 2CH ED: no ultrasound sector", "leave this image out")
 def a_picture_of_constants(place: Place) -> Callable[[], object]:
     root = place.cohort()
     save(root / PICTURE, np.zeros_like(load_image(first_row(root))))
-    return partial(list, perturbed_maps(read_cohort(root)[:1], size=32))
+    return partial(list, PerturbedMaps(read_cohort(root)[:1], size=32))
 
 
 @bad(RangeError, rf"{PATIENT}_2CH_ED\.nii\.gz.*NaN", "export it again")
@@ -482,12 +482,12 @@ def the_papers_split_of_a_phantom(place: Place) -> Callable[[], object]:
 
 @bad(EvaluationError, "no val patient", "--split all scores every patient")
 def a_split_without_patients(place: Place) -> Callable[[], object]:
-    return partial(choose_pictures, place.cohort(), "val")
+    return partial(choose_images, place.cohort(), "val")
 
 
 @bad(EvaluationError, "--split: 'tests' is not known", "choose one of auto, test")
 def an_unknown_split_to_score(place: Place) -> Callable[[], object]:
-    return partial(choose_pictures, place.cohort(), "tests")
+    return partial(choose_images, place.cohort(), "tests")
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -686,7 +686,7 @@ def an_unknown_sampler(place: Place) -> Callable[[], object]:
     return sampling(place, scheduler="euler")
 
 
-@bad(ValueError, "no picture with a mask in val", "choose other `splits`")
+@bad(ValueError, "no image with a mask in val", "choose other `splits`")
 def a_synthetic_cohort_from_no_pictures(place: Place) -> Callable[[], object]:
     return sampling(place, splits=("val",))
 
