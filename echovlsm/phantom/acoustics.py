@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
+from echovlsm.cohort import masks
 from echovlsm.phantom.anatomy import Tissue
 from echovlsm.phantom.beam import BEAMS, RANGES, envelope, mean_envelope, polar_grid, smooth_field
 from echovlsm.phantom.patient import Patient
@@ -276,9 +277,10 @@ def polar_picture(
     version = recording.version
     grid_x, grid_y, angles = polar_grid(opening, version)
     half = float(angles[-1])
-    solid = _SOLID[tissue]
+    index = tissue.astype(np.intp)  # once, not at each look into a table of tissues
+    solid = _SOLID[index]
     muscle = tissue == Tissue.MYOCARDIUM
-    level = recording.echo[tissue]
+    level = recording.echo[index]
     surroundings = (tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG)
     level += np.where(surroundings, recording.outside, recording.inside)
     _add(level, recording.atria, (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM))
@@ -290,12 +292,19 @@ def polar_picture(
     _add(level, recording.texture, solid)
     _add(level, recording.trabeculae, tissue == Tissue.RIGHT_VENTRICLE)
     # the middle of the wall, whose fibres run across the beam, is brighter than its inner and outer layer
-    middle = ndimage.gaussian_filter(muscle.astype(np.float32), (5, 4), truncate=2.5)
-    _add(level, 18 * (middle - 0.74), muscle)
+    if muscle.any():
+        rows, columns = masks.box(muscle)  # and as much around it as the filter reaches
+        rows, columns = (
+            slice(max(0, rows.start - 13), rows.stop + 13),
+            slice(max(0, columns.start - 10), columns.stop + 10),
+        )
+        wall = muscle[rows, columns]
+        middle = ndimage.gaussian_filter(wall.astype(np.float32), (5, 4), truncate=2.5)
+        _add(level[rows, columns], 18 * (middle - 0.74), wall)
     walls = muscle | (tissue == Tissue.PERICARDIUM) | (tissue == Tissue.ATRIAL_WALL)
     np.subtract(level, recording.dropout, out=level, where=walls)
     # haze within the chambers differs from place to place; chordae and trabeculae are bright spots in it
-    _add(level, recording.blood, _BLOOD[tissue])
+    _add(level, recording.blood, _BLOOD[index])
     _add_spots(level, recording.spots, tissue == Tissue.LV_CAVITY)
     # the apex lies in the near field, where walls hardly stand out
     level += recording.near_field * (-39.5 - level)
@@ -303,7 +312,7 @@ def polar_picture(
     level = ndimage.gaussian_filter(level, (2.0 * system.resolution, 2.6 * system.resolution), truncate=2.5)
 
     # specular echoes: steps of impedance, seen where the boundary faces the beam
-    smooth = ndimage.gaussian_filter(IMPEDANCE[tissue], (1.6, 0.9))
+    smooth = ndimage.gaussian_filter(IMPEDANCE[index], (1.6, 0.9))
     share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
     facing = np.abs(np.gradient(smooth, axis=0)) / (depth / RANGES)
     sideways = np.abs(np.gradient(smooth, axis=1)) / (share * depth * (2 * half / (BEAMS - 1)) + 0.5)
@@ -319,8 +328,9 @@ def polar_picture(
     amplitude *= recording.attenuation
     # side lobes and reverberation smear strong echoes over neighbouring beams and ranges
     coarse = ndimage.gaussian_filter(np.square(amplitude[::4, ::2]), (7, 12), mode="nearest", truncate=2.5)
-    haze = np.repeat(np.repeat(coarse, 4, axis=0), 2, axis=1)
-    haze = ndimage.uniform_filter(haze, (5, 3), mode="nearest") * 10 ** (system.haze / 10)
+    haze = ndimage.uniform_filter1d(np.repeat(coarse, 4, axis=0), 5, axis=0, mode="nearest")
+    haze = ndimage.uniform_filter1d(np.repeat(haze, 2, axis=1), 3, axis=1, mode="nearest")
+    haze *= 10 ** (system.haze / 10)
     amplitude = np.sqrt(amplitude**2 + haze + recording.clutter).astype(np.float32)
 
     coherent = 0.5 * specular * recording.attenuation
@@ -366,12 +376,12 @@ def _reverberations(
 
 def _add_spots(level: np.ndarray, spots: tuple[np.ndarray, np.ndarray], cavity: np.ndarray) -> None:
     """Add up to six small bright spots in the `cavity` (RANGES, BEAMS) bool to `level` (dB), in place."""
-    rows, columns = np.nonzero(cavity)
-    if len(rows):
+    where = np.flatnonzero(cavity)
+    if len(where):
         spot = np.zeros(level.shape, np.float32)
         for place, gain in zip(*spots, strict=True):
-            at = int(place * len(rows))
-            spot[max(0, rows[at] - 1) : rows[at] + 2, max(0, columns[at] - 2) : columns[at] + 3] = gain
+            row, column = divmod(int(where[int(place * len(where))]), BEAMS)
+            spot[max(0, row - 1) : row + 2, max(0, column - 2) : column + 3] = gain
         level += spot
 
 

@@ -62,9 +62,16 @@ def sample_points(
     draw them smooth.
     """
     x, y, _ = polar_grid(opening, version)
-    amplitude = 0.4 + 0.7 * np.hypot(x, y)
+    amplitude = _roughness(opening, version)
     rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
     return x * np.float32(depth) + rough_x, y * np.float32(depth) + rough_y
+
+
+@lru_cache(maxsize=32)
+def _roughness(opening: int, version: int) -> np.ndarray:
+    """How far samples are moved, mm: more with depth."""
+    x, y, _ = polar_grid(opening, version)
+    return 0.4 + 0.7 * np.hypot(x, y)
 
 
 @lru_cache(maxsize=32)
@@ -198,8 +205,8 @@ def _filtered(
 
 def _scaled(field: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """`field` (complex64) times a real `factor`, in place: half the work of a product of complex numbers."""
-    parts = field.view(np.float32).reshape(*field.shape, 2)
-    parts *= factor[..., None]
+    for part in (field.real, field.imag):
+        part *= factor
     return field
 
 

@@ -107,9 +107,9 @@ def _labels_of(tissue: np.ndarray, heart: Heart, x: np.ndarray, y: np.ndarray) -
 
     Papillary muscle and leaflets belong to the chamber they lie in, as annotators draw them.
     """
-    labels = np.where(tissue <= 3, tissue, 0).astype(np.uint8)
+    labels = tissue * (tissue <= 3)
     labels[tissue == Tissue.PAPILLARY] = 1
-    flaps = np.nonzero(tissue == Tissue.VALVE)
+    flaps = np.unravel_index(np.flatnonzero(tissue == Tissue.VALVE), tissue.shape)
     u, q = heart_coordinates(heart, x[flaps], y[flaps])
     left, right = -heart.share_left * heart.width, (1 - heart.share_left) * heart.width
     mitral = (u > left - 0.5) & (u < right + 0.5)  # and not the tricuspid valve
