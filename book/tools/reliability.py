@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from book.tools.freshness import BookError
-from echovlsm.base import files, plain
+from book.tools.freshness import BookError, plain
+from echovlsm.base import files
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
-from echovlsm.base import files, plain
+from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts, plain
+from echovlsm.base import files
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
 from echovlsm.study import answer_text, answers, real_figures

@@ -320,7 +320,7 @@ class ExplorerView:
                 side.answer.mask(self.threshold.value) if side.answer else np.zeros(picture.image.shape, bool)
             )
             score = "" if truth is None else f"Dice {dice(mask, truth):.3f}"
-            figures.show_picture(axis, picture.image, f"{side.net.value}\n“{side.sentence.value}”\n{score}")
+            figures.show_image(axis, picture.image, f"{side.net.value}\n“{side.sentence.value}”\n{score}")
             colour = figures.STRUCTURE_COLOURS[structure]
             if truth is not None:
                 figures.outline(axis, truth, "#FFFFFF")

@@ -1,8 +1,7 @@
 """Acoustics of the phantom: from a map of tissues under the beams to grey levels in beam x range coordinates.
 
-`echovlsm.phantom.beam` has the beam itself. What tissues reflect, what the machine and the way to the heart
-add and take away, and the compression to grey levels are here. Strengths are in decibel: 0 dB is white at
-neutral gain.
+What tissues reflect, what the machine and the way to the heart add and take away, and the compression to grey
+levels. Strengths are in decibel: 0 dB is white at neutral gain.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from scipy import ndimage
 from echovlsm.cohort import masks
 from echovlsm.phantom.anatomy import Tissue
 from echovlsm.phantom.beam import BEAMS, RANGES, envelope, mean_envelope, polar_grid, smooth_field
-from echovlsm.phantom.patient import Patient
+from echovlsm.phantom.patient import Acquisition
 
 # Echogenicity (dB) and acoustic impedance (arbitrary units; its steps make the specular echoes), per tissue.
 _ECHO = {
@@ -87,8 +86,8 @@ class Recording:
     inside: np.ndarray
     """Added everywhere else."""
     atria: np.ndarray
-    hinges: tuple[tuple[float, float, float, float], ...]
-    """Size (mm), gain, offset in x and y (mm) of the bright tissue around each hinge of the valve."""
+    hinges: list[tuple[float, float, float, float]]
+    """Size (mm), gain, offset in x and y (mm) of the bright tissue around each of the valve's two hinges."""
     texture: np.ndarray
     """Added to solid tissue."""
     trabeculae: np.ndarray
@@ -122,44 +121,17 @@ class Recording:
     """Whether echoes interfere and noise has a grain; without, both are their mean."""
 
 
-def recording_of(patient: Patient, view: str, version: int = 1, without: tuple[str, ...] = ()) -> Recording:
-    """The recording of one view of a patient; its phases share it."""
-    taken = patient.views[view]
-    causes = (taken.quality, taken.depth, taken.opening, patient.fibrosis, patient.calcification)
-    return draw_recording((taken.seed, 2), *causes, version=version, without=without)
-
-
 @lru_cache(maxsize=4)
 def draw_recording(
-    seed: tuple[int, ...],
-    quality: str,
-    depth: float,
-    opening: int,
-    fibrosis: float = 0.0,
-    calcification: float = 0.0,
-    hinges: int = 2,
-    version: int = 1,
-    without: tuple[str, ...] = (),
+    taken: Acquisition, fibrosis: float, calcification: float, version: int, without: tuple[str, ...]
 ) -> Recording:
     """Draw what belongs to a recording: gain, surroundings, texture, shadows, noise. The last few are kept.
 
-    Parameters
-    ----------
-    seed
-        All that is drawn depends on it.
-    quality
-        Key of `SYSTEMS`.
-    depth, opening
-        Of the sector, in mm and degrees.
-    fibrosis, calcification
-        Added to the myocardium, and to valve and annulus; dB.
-    hinges
-        How many hinges of the valve have bright tissue around them.
-    version, without
-        As for `echovlsm.phantom.simulate`. All is drawn as ever; what is left out is then set aside.
+    `fibrosis` and `calcification` (dB) are added to the myocardium, and to valve and annulus. What `without`
+    names is drawn as ever and then set aside, so that the rest stays.
     """
-    recording = np.random.default_rng(seed)
-    system = SYSTEMS[quality]
+    recording = np.random.default_rng((taken.seed, 2))
+    system, depth, opening = SYSTEMS[taken.quality], taken.depth, taken.opening
     angles = polar_grid(opening, version)[2]
     half = float(angles[-1])
     share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
@@ -185,15 +157,15 @@ def draw_recording(
     for _ in range(int(recording.integers(1, 5))):
         outside += _streak(recording, share, angles, half)
     atria = recording.normal(5, 4) + 0.9 * cloud
-    around = tuple(
+    hinges = [
         (
             recording.uniform(6, 17),
             max(0.0, recording.normal(7, 4.5) + 0.5 * calcification),
             recording.normal(0, 4),
             recording.normal(5, 5),
         )
-        for _ in range(hinges)
-    )
+        for _ in range(2)
+    ]
     lumps = 0.75 * smooth_field(recording, (64, 40), flat=True) + 0.65 * smooth_field(
         recording, (26, 22), flat=True
     )  # texture of a few millimetres
@@ -225,7 +197,7 @@ def draw_recording(
         outside=outside,
         inside=0.25 * cloud,
         atria=atria,
-        hinges=around,
+        hinges=hinges,
         texture=4.6 * lumps + 4.4 * regions,
         trabeculae=6 * np.clip(lumps + 0.5 * regions, 0, 2),
         dropout=system.dropout * patch,
@@ -249,11 +221,11 @@ def draw_recording(
     )
 
 
-def polar_picture(
+def polar_image(
     tissue: np.ndarray,
     recording: Recording,
     frame: np.random.Generator,
-    hinges: Sequence[tuple[float, float]] = (),
+    hinges: Sequence[tuple[float, float]],
 ) -> np.ndarray:
     """Grey levels of a tissue map, in beam x range coordinates.
 
@@ -266,7 +238,7 @@ def polar_picture(
     frame
         Draws the speckle and noise.
     hinges
-        Of the mitral valve, x and y in mm: as many as the recording was drawn for.
+        The two of the mitral valve, x and y in mm.
 
     Returns
     -------

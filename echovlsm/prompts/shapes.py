@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from echovlsm import STRUCTURES
-from echovlsm.base import cache, processes
+from echovlsm.base import cache, in_order
 from echovlsm.cohort import is_synthetic, load_image, load_labels, masks
 from echovlsm.prompts.templates import Missing, attributes_of, make_prompts
 from echovlsm.prompts.vqa import (
@@ -264,9 +264,7 @@ def _name_all(
     pictures = frames.to_dict("records")
     name = partial(_name_picture, ask=ask, missing=missing)
     # a model is asked here: it may hold a device
-    named = (
-        map(name, pictures) if ask else processes.in_order(name, pictures, workers, least=_FEW, chunk=_CHUNK)
-    )
+    named = map(name, pictures) if ask else in_order(name, pictures, workers, least=_FEW, chunk=_CHUNK)
     rows = [
         (row["patient"], row["view"], row["phase"], structure, shape)
         for row, shapes in zip(
