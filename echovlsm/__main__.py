@@ -69,7 +69,7 @@ def _told() -> Iterator[None]:
     """Say what was wrong with the input in one line, without a traceback: exit status 2."""
     try:
         yield
-    except (base.RunError, base.files.FullDiskError, base.files.InUseError, ValueError) as error:
+    except (base.provenance.RunError, base.files.FullDiskError, base.files.InUseError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -9,7 +9,6 @@ Each puts its tables on record in `data/results/phantom`, which notebook 11 show
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from echovlsm.base import paths, provenance
+from echovlsm.base import files, paths, provenance
 
 FOLDER = "data/results/phantom"
 
 
 def put_on_record(name: str, table: pd.DataFrame, folder: str | Path = FOLDER, **told: Any) -> Path:
     """Write `name`.csv, and in `about.yaml` when, at which commit and of what (`told`) it was made."""
-    folder = paths.resolve(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    about = folder / "about.yaml"
+    target, about = (paths.resolve(folder) / file for file in (f"{name}.csv", "about.yaml"))
     known = yaml.safe_load(about.read_text()) if about.is_file() else {}
     now = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": provenance.commit()}
-    contents = {
-        folder / f"{name}.csv": table.to_csv(index=False, float_format="%.5g", lineterminator="\n"),
-        about: yaml.safe_dump(known | {name: now | told}, sort_keys=False),
-    }
-    for path, content in contents.items():
-        partial = path.with_suffix(".partial")
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    return folder / f"{name}.csv"
+    with files.appearing(target) as partial:
+        table.to_csv(partial, index=False, float_format="%.5g", lineterminator="\n")
+    with files.appearing(about) as partial:
+        partial.write_text(yaml.safe_dump(known | {name: now | told}, sort_keys=False), encoding="utf-8")
+    return target

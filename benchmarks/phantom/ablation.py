@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks.phantom import put_on_record
 from echovlsm.base import paths
-from echovlsm.phantom import INGREDIENTS
+from echovlsm.phantom.versions import INGREDIENTS
 from echovlsm.study.answers import Records
 from echovlsm.study.differences import difference, judge
 from echovlsm.study.plan import HELD_OUT, NOTHING, PHANTOM, WITHOUT
@@ -52,11 +52,8 @@ def ablation(records: Records) -> pd.DataFrame:
             dice = dice_of(records, arm, patients)
             found = None if whole.empty or dice.empty else difference(dice, whole)
             if found:
-                means = {
-                    "dice": dice.to_numpy().mean(),
-                    "whole": whole.loc[dice.index.intersection(whole.index)],
-                }
-                means["whole"] = means["whole"].to_numpy().mean()
+                same = whole.loc[dice.index.intersection(whole.index)]
+                means = {"dice": dice.to_numpy().mean(), "whole": same.to_numpy().mean()}
                 rows.append({"without": name, "patients": patients, **means, **found})
     return judge(rows)
 

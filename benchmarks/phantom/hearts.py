@@ -23,7 +23,8 @@ from benchmarks.phantom import put_on_record
 from echovlsm import PHASES, STRUCTURES
 from echovlsm.base import paths
 from echovlsm.cohort import cohort_hash, load_image, load_labels, read_cohort
-from echovlsm.phantom import VERSIONS, draw_cohort_patient, simulate
+from echovlsm.phantom import draw_cohort_patient, simulate
+from echovlsm.phantom.versions import VERSIONS
 from echovlsm.synthesis.fidelity import halves
 from echovlsm.synthesis.measures import gcnr, local_snr, pooled_distance, sample_distance
 

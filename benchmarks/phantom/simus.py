@@ -22,7 +22,8 @@ from scipy import fft, optimize, special, stats
 
 from benchmarks.phantom import FOLDER, put_on_record
 from echovlsm.base import paths
-from echovlsm.phantom import VERSIONS, beam
+from echovlsm.phantom import beam
+from echovlsm.phantom.versions import VERSIONS
 
 SPEED = 1540.0  # m/s
 DEPTH, OPENING = 160.0, 75
@@ -267,10 +268,9 @@ def simus_rows() -> tuple[list[dict], list[dict]]:
     logging.disable(logging.WARNING)  # PyMUST warns of coarse frequencies by a call that fails
     targets, speckles = rows_of(SIMUS, lambda d, a: simus_target(d, a, PERIODS), simus_block)
     for periods in OTHER_PULSES:
-        found = dict(
-            zip(("axial_mm", "lateral_deg"), target_widths(*simus_target(80, 0, periods)), strict=True)
-        )
-        targets.append({"source": SIMUS, "depth_mm": 80, "angle_deg": 0, "periods": periods} | found)
+        axial, lateral = target_widths(*simus_target(80, 0, periods))
+        row = {"source": SIMUS, "depth_mm": 80, "angle_deg": 0, "periods": periods}
+        targets.append(row | {"axial_mm": axial, "lateral_deg": lateral})
     return targets, speckles
 
 

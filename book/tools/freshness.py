@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from echovlsm.base import files, paths, plain
+from echovlsm.base import files, paths
 from echovlsm.study import freshness
 
 BookError = freshness.BookError
+plain = files.plain
 RECORDED = "as recorded in"
 """How the cohort of a page begins that trains nothing and shows results on record."""
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from book.tools.freshness import BookError
+from book.tools.freshness import BookError, plain
 from book.tools.tables import markdown
-from echovlsm.base import files, plain
+from echovlsm.base import files
 
 FOLDER = "data/results/reliability"
 STAGES: dict[str, str] = {

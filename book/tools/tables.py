@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
-from echovlsm.base import figures, files, plain
+from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts, plain
+from echovlsm.base import figures, files
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
 from echovlsm.study import answer_figures, answer_text, answers, real_figures

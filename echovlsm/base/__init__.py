@@ -8,9 +8,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["cache", "figures", "files", "paths", "processes", "provenance", "rooms"],
-    submod_attrs={
-        "run_folder": ["RunError", "RunFolder"],
-        "text": ["plain"],
-    },
+    submodules=["cache", "figures", "files", "paths", "provenance", "rooms"],
+    submod_attrs={"processes": ["in_order"], "run_folder": ["RunFolder"]},
 )

@@ -1,9 +1,8 @@
 """What is computed once: arrays kept on disk under ``runs/cache``, found again by what they were made from.
 
-An entry is a folder of `.npy` files whose name ends in a hash of everything that it depends on; whatever
-changes, changes the name, so that nothing can be stale. It appears by a rename, whole or not at all, and is
-read as a memory map. Beyond the bound the entries used longest ago are deleted. The whole folder may be
-deleted at any time.
+An entry is a folder of `.npy` files whose name ends in a hash of everything that it depends on, so that none
+can be stale. It appears whole or not at all and is read as a memory map. Beyond the bound the entries used
+longest ago are deleted. The whole folder may be deleted at any time.
 
 `ECHOVLSM_CACHE` names another folder; empty, it turns the cache off. `ECHOVLSM_CACHE_GB` is the bound (20).
 """

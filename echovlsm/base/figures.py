@@ -77,17 +77,9 @@ def use_style() -> None:
 def stamp(figure: Figure, scale: str, cohort: str, kind: str) -> None:
     """Write scale and cohort under a figure; below full scale, or on artificial images, say what it is not.
 
-    In a notebook the figure's output then carries a text for those who do not see it (`describe`), and is
-    kept as a vector drawing too where it holds no image.
-
-    Parameters
-    ----------
-    figure
-        The figure; call this last.
-    scale
-        ``smoke``, ``demo`` or ``full``.
-    cohort, kind
-        The cohort's name, and ``real``, ``phantom`` or ``synthetic``.
+    Call this last. In a notebook the figure's output then carries a text for those who do not see it
+    (`describe`), and is kept as a vector drawing too where it holds no image. `cohort` and `kind` are the
+    cohort's name, and ``real``, ``phantom`` or ``synthetic``.
     """
     figure.supxlabel(scale_note(scale, cohort, kind), fontsize=8, color="#555555", x=0.01, ha="left")
     _publish_with_text()
@@ -109,10 +101,9 @@ def heading(figure: Figure, text: str) -> None:
 
 
 def describe(figure: Figure) -> str:
-    """What a figure says, in one line for a screen reader: its findings, axes and stamp.
+    """What a figure says, in one line for a screen reader, read from the figure itself.
 
-    Read from the figure itself, so that it cannot say something else: heading, titles of the panels, labels
-    of the first panel that has some, the names in legends.
+    Heading, titles of the panels, labels of the first panel that has some, names in legends, stamp.
     """
     panels = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title(loc=place) for axes in panels for place in ("left", "center", "right")]
@@ -146,8 +137,7 @@ def _svg(figure: Figure) -> tuple[str, dict[str, Any]] | None:
     if not _is_drawing(figure):
         return None
     buffer = io.StringIO()
-    salt = {"svg.hashsalt": _STYLE["svg.hashsalt"]}  # also where another library has reset the style
-    with mpl.rc_context(salt):
+    with mpl.rc_context({"svg.hashsalt": _STYLE["svg.hashsalt"]}):  # another library may have reset it
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue(), {"alt": describe(figure)}
 
@@ -165,7 +155,7 @@ def _publish_with_text() -> None:
         formatters["image/svg+xml"].for_type(Figure, _svg)
 
 
-def show_picture(axes: Axes, image: np.ndarray, title: str = "") -> None:
+def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
     """Draw one grey image without axes."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     axes.set_title(title, fontsize=9, fontweight="normal", parse_math=False)  # words may hold a dollar
@@ -175,13 +165,8 @@ def show_picture(axes: Axes, image: np.ndarray, title: str = "") -> None:
 def outline(axes: Axes, mask: np.ndarray, colour: str, dashed: bool = False) -> None:
     """Draw the border of a mask (H, W) over an image of the same size; an empty mask draws nothing."""
     if np.any(mask) and not np.all(mask):
-        axes.contour(
-            mask.astype(float),
-            levels=[0.5],
-            colors=[colour],
-            linewidths=1.3,
-            linestyles="--" if dashed else "-",
-        )
+        style = "--" if dashed else "-"
+        axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.3, linestyles=style)
 
 
 def outline_labels(axes: Axes, labels: np.ndarray, dashed: bool = False) -> None:
@@ -201,13 +186,9 @@ def show_sector_map(axes: Axes, sector_map: np.ndarray, title: str = "") -> None
 
 def structure_legend(figure: Figure, extra: Mapping[str, str] | None = None) -> None:
     """Legend of the structures' colours above the images; `extra` maps labels to line styles."""
-    handles = [
-        Line2D([], [], color=colour, label=SHORT_NAMES[name]) for name, colour in STRUCTURE_COLOURS.items()
-    ]
-    handles += [
-        Line2D([], [], color="#333333", linestyle=style, label=label)
-        for label, style in (extra or {}).items()
-    ]
+    lines = [(SHORT_NAMES[name], colour, "-") for name, colour in STRUCTURE_COLOURS.items()]
+    lines += [(label, "#333333", style) for label, style in (extra or {}).items()]
+    handles = [Line2D([], [], label=label, color=colour, linestyle=style) for label, colour, style in lines]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8)
 
 
@@ -234,13 +215,11 @@ def plot_matrix(axes: Axes, matrix: pd.DataFrame, title: str, limits: tuple[floa
     """A small annotated matrix with row and column names; values written with two decimals."""
     low, high = limits
     axes.imshow(matrix.to_numpy(), cmap="cividis", vmin=low, vmax=high)
-    axes.set_xticks(
-        range(matrix.shape[1]),
-        [SHORT_NAMES.get(name, name) for name in matrix.columns],
-        rotation=20,
-        ha="right",
+    columns, rows = (
+        [SHORT_NAMES.get(name, name) for name in names] for names in (matrix.columns, matrix.index)
     )
-    axes.set_yticks(range(matrix.shape[0]), [SHORT_NAMES.get(name, name) for name in matrix.index])
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
     for (row, column), value in np.ndenumerate(matrix.to_numpy()):
         colour = "white" if value < low + 0.55 * (high - low) else "black"

@@ -1,8 +1,8 @@
 """Files without surprises.
 
-Writing: whole or not at all, one process at a time, a full disk said in words.
-Reading: small files that other programs may have broken are read, or refused with one error that names the
-remedy. The mark that some editors put before UTF-8 is no part of a text.
+Writing: whole or not at all, one process at a time, a full disk said in words. Reading: small files that
+other programs may have broken are read, or refused with one error that names the remedy; the mark that some
+editors put before UTF-8 is no part of a text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -50,14 +51,9 @@ class InUseError(RuntimeError):
 
 @contextlib.contextmanager
 def room(folder: str | Path) -> Iterator[None]:
-    """Say what to do where a write beneath `folder` fails for want of space.
+    """Raise FullDiskError where a write beneath `folder` fails for want of space.
 
     Libraries report a full disk each in its own way, some without naming the file or the reason.
-
-    Raises
-    ------
-    FullDiskError
-        In place of the library's error.
     """
     try:
         yield
@@ -93,12 +89,8 @@ def _free(folder: Path) -> int:
 def appearing(target: Path) -> Iterator[Path]:
     """A path to write to (`<name>.partial`), which becomes `target` in the end: whole or not at all.
 
-    What is written may be a file or a folder; a folder takes the place of one that is there.
-
-    Raises
-    ------
-    FullDiskError
-        There is no room; nothing new is left.
+    What is written may be a file or a folder; a folder takes the place of one that is there. FullDiskError
+    where there is no room; nothing new is left then.
     """
     partial = target.with_name(f"{target.name}.partial")
     with room(target.parent):
@@ -121,19 +113,10 @@ def appearing(target: Path) -> Iterator[Path]:
 def make_folder(folder: Path, error: type[Exception], told: str, remedy: str) -> None:
     """Make a folder, with those above it, unless it is there.
 
-    Parameters
-    ----------
-    folder
-        The folder.
-    error
-        Kind of exception to raise.
-    told, remedy
-        What cannot be done, for the message's beginning, and what to do, for its end.
-
     Raises
     ------
     Exception
-        Of the kind `error`: it cannot be made.
+        Of the kind `error`: it cannot be made. The message begins with `told` and ends with `remedy`.
     FullDiskError
         There is no room.
     """
@@ -170,7 +153,7 @@ def hold(folder: Path, wait: float | None = None) -> bool:
     Parameters
     ----------
     folder
-        A folder, made if there is none. The process that holds it may ask again.
+        Made if there is none.
     wait
         Seconds to wait for another process; by default `WAIT`.
 
@@ -240,22 +223,19 @@ def _holder(folder: Path) -> str:
 # -- reading --------------------------------------------------------------------------------------------
 
 
+def plain(text: object) -> str:
+    """A value as Markdown that shows it to the letter: no markup, HTML, role or edge of a table."""
+    return re.sub(r"[<>&|`{}\[\]$*\\\n]", lambda found: f"&#{ord(found.group())};", str(text))
+
+
 def read_yaml(path: str | Path, error: type[Exception], remedy: str) -> dict[str, Any]:
     """The mapping in a YAML file; only plain values are built, never objects that the file names.
-
-    Parameters
-    ----------
-    path
-        A file that is there.
-    error
-        Kind of exception to raise.
-    remedy
-        What to do, for the end of the message.
 
     Raises
     ------
     Exception
-        Of the kind `error`: no text, no YAML, a tag that asks for an object, or no mapping.
+        Of the kind `error`: no text, no YAML, a tag that asks for an object, or no mapping. The message ends
+        with `remedy`.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
@@ -265,7 +245,7 @@ def read_yaml(path: str | Path, error: type[Exception], remedy: str) -> dict[str
 
 
 def read_json(path: str | Path, error: type[Exception], remedy: str) -> dict[str, Any]:
-    """The object in a JSON file; parameters and errors as for `read_yaml`."""
+    """The object in a JSON file; errors as for `read_yaml`."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as broken:  # UnicodeDecodeError is a ValueError
@@ -274,7 +254,7 @@ def read_json(path: str | Path, error: type[Exception], remedy: str) -> dict[str
 
 
 def read_table(path: str | Path, error: type[Exception], remedy: str, columns: tuple[str, ...] = ()) -> Any:
-    """A `.csv` or `.parquet` table that has `columns`; parameters and errors as for `read_yaml`.
+    """A `.csv` or `.parquet` table that has `columns`; errors as for `read_yaml`.
 
     A last line of a `.csv` without its end of line counts as cut off: this project's writers end every line.
     """
@@ -284,11 +264,9 @@ def read_table(path: str | Path, error: type[Exception], remedy: str, columns: t
     try:
         if path.suffix == ".parquet":
             table: pd.DataFrame = pd.read_parquet(path)
+        elif not path.read_bytes().endswith(b"\n"):
+            raise ValueError("the last line is cut off")
         else:
-            with path.open("rb") as raw:
-                raw.seek(-1, 2)
-                if raw.read() != b"\n":
-                    raise ValueError("the last line is cut off")
             table = pd.read_csv(path)
     except Exception as broken:  # the readers raise a dozen kinds
         raise error(f"{path}: no whole table ({_short(broken)}); {remedy}") from broken

@@ -7,10 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from typing import Any
 
 
 def usable_cores() -> int:
@@ -21,22 +18,22 @@ def usable_cores() -> int:
 
 
 def in_order(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
     workers: int | None = None,
     *,
     least: int = 1,
     chunk: int = 1,
-) -> Iterator[Result]:
+) -> Iterator[Any]:
     """What `function` returns of every item, in the items' order, as it becomes known.
 
     Parameters
     ----------
     function, items
-        Both must be picklable where `workers` is not 1; `function` one of a module.
+        Both must be picklable where `workers` is not 1.
     workers
         Processes; None: as many as there are usable cores. With one, or with fewer items than `least`, the
-        work is done in this process: starting others would take longer.
+        work is done in this process.
     chunk
         Items that a process takes at a time.
 

@@ -14,7 +14,7 @@ from echovlsm.base.paths import project_root, resolve
 
 _CONFIGS = ("config.json", "scheduler_config.json")
 
-_RECORDED_PACKAGES = (
+_PACKAGES = [
     "torch",
     "transformers",
     "accelerate",
@@ -24,7 +24,7 @@ _RECORDED_PACKAGES = (
     "pandas",
     "nibabel",
     "papermill",
-)
+]
 
 
 class RunError(RuntimeError):
@@ -33,23 +33,22 @@ class RunError(RuntimeError):
 
 def commit() -> str:
     """Short hash of the commit, with `+` when tracked files differ from it; `unknown` without git."""
-    try:
+
+    def git(*words: str) -> str:
         options = {"cwd": project_root(), "capture_output": True, "text": True, "check": True}
-        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **options).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], **options
-        ).stdout.strip()
+        return subprocess.run(["git", *words], **options).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+" if dirty else "")
 
 
 def package_versions() -> dict[str, str]:
     """Python and the packages that the numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
-    }
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
 
 
 def device_name() -> str:
@@ -67,7 +66,7 @@ def cpu_name(threads: int | None) -> str:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, GiB; that of the accelerator where there is one."""
+    """The most memory held so far, GiB: of the accelerator, or of this process where there is none."""
     import torch
 
     if torch.cuda.is_available():
@@ -81,13 +80,9 @@ def peak_memory() -> float:
 
 
 def code_hash(*names: str) -> str:
-    """Short sha256 of the code that makes a run's numbers.
+    """Short sha256 of the code of rooms and of what they rest on; by default of all that makes numbers.
 
-    Parameters
-    ----------
-    names
-        The rooms that a chapter shows; what they rest on counts too. By default all that makes numbers.
-        `base` makes none and does not count: a new colour of figures trains nothing again.
+    `base` makes none and does not count: a new colour of figures trains nothing again.
     """
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
@@ -106,11 +101,10 @@ def weights_hash(weights: str | Path) -> str:
     if not folder.is_dir():
         return f"hub:{weights}"
     digest = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"} or p.name in _CONFIGS
-    ):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".bin"} or path.name in _CONFIGS:
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -132,13 +126,7 @@ def set_up(threads: int, seed: int, mixed_precision: str = "no") -> None:
 
 
 def check_precision(mixed_precision: str) -> None:
-    """Refuse ``fp16`` where there is no GPU: Accelerate would train in float32 and say nothing.
-
-    Raises
-    ------
-    RunError
-        Names the parameter and what to choose.
-    """
+    """RunError for ``fp16`` where there is no GPU: Accelerate would train in float32 and say nothing."""
     if mixed_precision != "fp16":
         return
     from accelerate import PartialState

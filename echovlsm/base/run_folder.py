@@ -2,8 +2,8 @@
 
 A run folder holds `run.yaml` (every parameter, versions, commit, device, data and weights hashes, scale),
 `history.csv`, `scores.parquet`, `weights/` in Hugging Face layout and the executed notebooks. A complete run
-is skipped, an interrupted one resumes, and a folder made with other parameters is refused or made again.
-One process works in a run folder; a second one says so and stops.
+is skipped, an interrupted one resumes, one of other parameters is refused or made again. One process at a
+time works in a run folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from echovlsm.base import files
-from echovlsm.base.files import read_yaml
 from echovlsm.base.paths import resolve
 from echovlsm.base.provenance import RunError, code_hash, commit, device_name, package_versions, peak_memory
 
@@ -27,14 +26,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class RunFolder:
-    """One run's folder.
+_WORK = ("state", "weights", "weights.partial*", "sdm", "sdm-state", "sdm.partial", "segmenter-*")
+_FILES = ("*.csv", "*.parquet", "*.partial", "run.yaml")
+"""What a run leaves in its folder, its record last. Notebooks stay, as one may be executing into it."""
 
-    Parameters
-    ----------
-    path
-        The folder; relative paths count from the project's root.
-    """
+
+class RunFolder:
+    """One run's folder; a relative `path` counts from the project's root."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = resolve(path)
@@ -50,17 +48,11 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.yaml` says; empty before the run was started.
-
-        Raises
-        ------
-        RunError
-            The file is broken.
-        """
+        """What `run.yaml` says; empty before the run was started. RunError where the file is broken."""
         file = self / "run.yaml"
         remedy = "copy the run again, or delete this file to make the run from its start"
         try:
-            record = read_yaml(file, RunError, remedy) if file.is_file() else {}
+            record = files.read_yaml(file, RunError, remedy) if file.is_file() else {}
         except RunError:
             if file.is_file():
                 raise
@@ -90,8 +82,7 @@ class RunFolder:
         parameters
             Every parameter of the notebook.
         redo
-            What to do with a folder whose run had other parameters, data, weights or code: make it again, or
-            refuse.
+            Whether to make a run again that had other parameters, data, weights or code.
         rooms
             Those of the package whose code, with what they rest on, makes the run; by default a training's.
         provenance
@@ -154,24 +145,10 @@ class RunFolder:
         self.write_yaml("run.yaml", values)
 
     def _empty(self) -> None:
-        """Delete what an earlier run left here, its record last, and nothing that is not a run's.
-
-        Notebooks stay, as one may be executing into this folder.
-        """
-        for pattern in (
-            "state",
-            "weights",
-            "weights.partial*",
-            "sdm",
-            "sdm-state",
-            "sdm.partial",
-            "segmenter-*",
-        ):
-            for folder in self.path.glob(pattern):
-                shutil.rmtree(folder)
-        for pattern in ("*.csv", "*.parquet", "*.partial", "run.yaml"):
-            for file in self.path.glob(pattern):
-                file.unlink()
+        """Delete what an earlier run left here, and nothing that is not a run's."""
+        for pattern in _WORK + _FILES:
+            for path in self.path.glob(pattern):
+                files.remove(path)
 
     def require(
         self, name: str, notebook: str, parameters: Mapping[str, Any] | None = None

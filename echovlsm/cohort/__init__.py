@@ -8,12 +8,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["check", "masks", "sectors"],
+    submodules=["masks", "sectors"],
     submod_attrs={
-        "check": ["CohortWarning", "is_synthetic"],
         "files": ["CohortError"],
         "images": ["load_image", "load_labels", "resize_image", "resize_labels"],
-        "read": ["check_cohort", "cohort_hash", "legacy_testing_map", "read_cohort"],
+        "read": ["check_cohort", "cohort_hash", "is_synthetic", "legacy_testing_map", "read_cohort"],
         "released": ["is_released"],
         "write": ["write_cohort"],
     },

@@ -21,22 +21,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from echovlsm import PHASES, VIEWS
 from echovlsm.base import files
-from echovlsm.cohort.files import (
-    NIFTI,
-    CohortError,
-    Header,
-    RangeError,
-    decode,
-    parse_cfg,
-    read_header,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from echovlsm.cohort.files import NIFTI, CohortError, Header, RangeError, decode, parse_cfg, read_header
 
 KINDS: tuple[str, ...] = ("real", "phantom", "synthetic")
 META_KEYS: tuple[str, ...] = ("name", "kind", "origin", "licence", "seed", "parameters")
@@ -49,18 +38,13 @@ SPLIT_FILES: dict[str, str] = {
 PATIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LEGACY_TESTING = "testing_"  # keeps old testing patient 1 apart from old training patient 1
 
-PROBLEMS: tuple[str, ...] = (
-    *("missing mask", "missing picture", "shape mismatch", "label out of range", "picture out of range"),
-    *("unreadable file", "file twice", "unlikely pixel size"),
-    *("missing cfg", "malformed cfg", "malformed split file"),
-    *("patient in two splits", "patient absent", "patient in no split"),
-)
-"""Every value of the column `problem` of `check_cohort`."""
-
-REMEDIES: dict[str, str] = {
+PROBLEMS: dict[str, str] = {
     "missing mask": "copy it again, or use the image where no mask is needed",
-    "missing picture": "copy the cohort again",
+    "missing image": "copy the cohort again",
     "shape mismatch": "copy both again, or export the mask at the image's size",
+    "label out of range": "",
+    "image out of range": "",
+    "unreadable file": "",
     "file twice": "take one of the two away",
     "unlikely pixel size": "export it again with the pixel's size in mm; it is NA until then",
     "missing cfg": "copy it again; without it sex, age and quality are NA",
@@ -70,7 +54,7 @@ REMEDIES: dict[str, str] = {
     "patient absent": "copy its folder, or take it off the list",
     "patient in no split": "add it to one file of database_split, or move its folder away",
 }
-"""What to do about a problem whose `detail` does not say it."""
+"""Every value of the column `problem` of `check_cohort`, and what to do if `detail` does not say it."""
 
 TYPES: dict[str, str] = {
     **dict.fromkeys(("cohort", "patient", "view", "phase", "split", "sex"), "string"),
@@ -96,29 +80,30 @@ class Problem(NamedTuple):
     file: str | None
     detail: str
 
-
-def told(problem: Problem) -> str:
-    """What is wrong, and what to do."""
-    remedy = REMEDIES.get(problem.problem)
-    return f"{problem.detail}; {remedy}" if remedy else problem.detail
+    def __str__(self) -> str:
+        remedy = PROBLEMS[self.problem]
+        return f"{self.problem}: {self.file or self.patient}: {self.detail}" + (
+            f"; {remedy}" if remedy else ""
+        )
 
 
 def refuse(root: str | os.PathLike[str], problems: list[Problem]) -> None:
     """Raise CohortError with every problem, if there is any."""
     if problems:
-        lines = [f"  {p.problem}: {p.file or p.patient}: {told(p)}" for p in problems]
-        raise CohortError(f"{root}: {len(problems)} problems\n" + "\n".join(lines))
+        raise CohortError("\n  ".join([f"{root}: {len(problems)} problems", *map(str, problems)]))
 
 
-def tell(root: Path, left_out: list[Problem], usable: bool) -> None:
+def tell(root: Path, left_out: list[Problem], usable: bool) -> list[str]:
     """Warn the reader's caller of what was left out; CohortError where nothing `usable` is left."""
-    first = "".join(f" (first: {p.problem}: {p.file}: {told(p)})" for p in left_out[:1])
+    first = "".join(f" (first: {problem})" for problem in left_out[:1])
     remedy = f"echovlsm.cohort.check_cohort({str(root)!r}) lists every problem"
     if not usable:
         raise CohortError(f"{root}: no usable image{first}; {remedy}")
-    if left_out:
-        text = f"{root}: what {len(left_out)} problems affect was left out{first}; {remedy}"
-        warnings.warn(text, CohortWarning, stacklevel=3)
+    if not left_out:
+        return []
+    text = f"{root}: what {len(left_out)} problems affect was left out{first}; {remedy}"
+    warnings.warn(text, CohortWarning, stacklevel=3)
+    return [text]
 
 
 @dataclass
@@ -148,8 +133,11 @@ class Layout:
 # --- layouts ---------------------------------------------------------------------------------------------
 
 
-def find_layout(root: str | os.PathLike[str]) -> Layout:
-    """Recognise the layout of `root`; CohortError names the remedy when it is none of them or unfinished."""
+def find_layout(root: str | os.PathLike[str], loose: bool = False) -> Layout:
+    """The layout of `root`; CohortError, which names the remedy, where it is none of them or unfinished.
+
+    With `loose` also a folder of NIfTI patients with whatever subgroup files there are, or none.
+    """
     base = Path(root).expanduser().absolute()
     if not base.is_dir():
         raise CohortError(
@@ -160,7 +148,10 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
         base = base.parent
     if (base / INCOMPLETE).exists():
         raise CohortError(f"{base}: not a whole cohort, writing it never finished; write it again")
-    if (base / "database_nifti").is_dir():
+    nifti = base / "database_nifti"
+    if loose and any((inner := nifti if nifti.is_dir() else base).glob("*/*_[24]CH_E[DS].nii*")):
+        return _loose_layout(base, inner)
+    if nifti.is_dir():
         return _nifti_layout(base)
     if base.name in ("training", "testing") and any(base.glob("patient*/*.mhd")):
         return _legacy_layout(base.parent, (base.name,))
@@ -188,6 +179,28 @@ def camus_meta(name: str, release: str) -> dict[str, Any]:
     return dict.fromkeys(META_KEYS) | given
 
 
+def _open_nifti(base: Path, inner: Path) -> Layout:
+    """The layout of the patients' folders in `inner`, without their splits."""
+    own, expected = (base / "cohort.yaml").is_file(), None
+    meta = camus_meta("camus", "public NIfTI release")
+    if own:
+        meta, expected = read_meta(base / "cohort.yaml")
+    folders = {p.name: p for p in sorted(inner.iterdir()) if p.is_dir() and PATIENT_NAME.fullmatch(p.name)}
+    return Layout(base, NIFTI, own, meta, folders, expected_frames=expected)
+
+
+def _loose_layout(base: Path, inner: Path) -> Layout:
+    layout = _open_nifti(base, inner)
+    layout.expected_frames = None
+    layout.folders = {name: p for name, p in layout.folders.items() if any(p.glob(f"{name}_*.nii*"))}
+    layout.splits = dict.fromkeys(layout.folders)
+    for split, file in SPLIT_FILES.items():
+        listed = base / "database_split" / file
+        patients = read_list(listed) if listed.is_file() else []
+        layout.splits |= {patient: split for patient in patients if patient in layout.folders}
+    return layout
+
+
 def _nifti_layout(base: Path) -> Layout:
     split_dir = base / "database_split"
     missing = [name for name in SPLIT_FILES.values() if not (split_dir / name).is_file()]
@@ -196,14 +209,7 @@ def _nifti_layout(base: Path) -> Layout:
             f"{split_dir}: {', '.join(missing)} not found; database_split/ of the CAMUS download "
             f"must lie beside database_nifti/ ({base})"
         )
-    own, expected = (base / "cohort.yaml").is_file(), None
-    meta = camus_meta("camus", "public NIfTI release")
-    if own:
-        meta, expected = read_meta(base / "cohort.yaml")
-    folders = {p.name: p for p in sorted((base / "database_nifti").iterdir()) if p.is_dir()}
-    folders = {name: path for name, path in folders.items() if PATIENT_NAME.fullmatch(name)}
-    layout = Layout(base, NIFTI, own, meta, folders, expected_frames=expected)
-
+    layout = _open_nifti(base, base / "database_nifti")
     where: dict[str, list[str]] = {}
     for split, file_name in SPLIT_FILES.items():
         path = split_dir / file_name
@@ -219,11 +225,11 @@ def _nifti_layout(base: Path) -> Layout:
         folder = base / "database_nifti" / name
         if len(splits) > 1:
             layout.note("patient in two splits", name, folder, f"listed in {lists}")
-        elif name in folders:
+        elif name in layout.folders:
             layout.splits[name] = splits[0]
-        if name not in folders:
+        if name not in layout.folders:
             layout.note("patient absent", name, folder, f"listed in {lists}, but its folder is absent")
-    for name, folder in folders.items():
+    for name, folder in layout.folders.items():
         if name not in where:
             layout.note("patient in no split", name, folder, "listed in no file of database_split")
     return layout
@@ -247,10 +253,7 @@ def _legacy_layout(base: Path, parts: tuple[str, ...]) -> Layout:
 
 
 def check_meta(meta: Any, where: str) -> None:
-    """Raise CohortError unless `meta` is a mapping with a name and a known kind.
-
-    The name stands in figures, captions and pages, and must not be read as their markup.
-    """
+    """CohortError unless `meta` has a known kind, and a name that no page or figure reads as markup."""
     if not isinstance(meta, Mapping) or not isinstance(meta.get("name"), str) or not meta["name"].strip():
         raise CohortError(f"{where}: name is missing; give the cohort a name")
     if not meta["name"].isprintable() or set(meta["name"]) & set("<>`{}|$\\"):
@@ -264,16 +267,10 @@ def check_meta(meta: Any, where: str) -> None:
 
 def read_meta(path: Path) -> tuple[dict[str, Any], int | None]:
     """The `META_KEYS` of a ``cohort.yaml`` (None when left out) and the number of frames it counts."""
-
     content = files.read_yaml(path, CohortError, "copy it again from where the cohort came")
     check_meta(content, str(path))
     frames = content.get("frames")
     return {key: content.get(key) for key in META_KEYS}, frames if isinstance(frames, int) else None
-
-
-def is_synthetic(frames: pd.DataFrame) -> bool:
-    """Whether a frames table is of a synthetic cohort: its images then have no quality."""
-    return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
 
 
 # --- scan --------------------------------------------------------------------------------------------
@@ -297,7 +294,7 @@ def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
     layout.problems, before = list(layout.problems), layout.problems  # a layout may be scanned twice
     testing = [folder for name, folder in layout.folders.items() if name.startswith(LEGACY_TESTING)]
     masks_in_testing = any(any(folder.glob("*_gt.mhd")) for folder in testing)
-    pictures = 0
+    images = 0
     for patient, folder in sorted(layout.folders.items()):
         # the old release came without the masks of its testing patients
         masked = masks_in_testing or folder not in testing
@@ -305,7 +302,7 @@ def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
             stems = {phase: folder / f"{folder.name}_{view}_{phase}" for phase in PHASES}
             found = {phase: _scan_frame(layout, patient, stems[phase], masked, deep) for phase in PHASES}
             count = sum(layout.file_of(stem).exists() for stem in stems.values())
-            pictures += count
+            images += count
             cfg, info = folder / f"Info_{view}.cfg", {}
             if cfg.exists():
                 info, wrong = parse_cfg(cfg)
@@ -315,9 +312,9 @@ def scan(layout: Layout, deep: bool) -> tuple[list[Found], list[Problem]]:
                 layout.note("missing cfg", patient, cfg, "no such file")
             if patient in layout.splits:
                 frames += [Found(patient, view, phase, *f, info) for phase, f in found.items() if f]
-    if layout.expected_frames not in (None, pictures):
-        detail = f"cohort.yaml counts {layout.expected_frames} images, {pictures} are here"
-        layout.note("missing picture", None, layout.root / "cohort.yaml", detail)
+    if layout.expected_frames not in (None, images):
+        detail = f"cohort.yaml counts {layout.expected_frames} images, {images} are here"
+        layout.note("missing image", None, layout.root / "cohort.yaml", detail)
     problems, layout.problems = layout.problems, before
     return frames, problems
 
@@ -333,12 +330,12 @@ def _scan_frame(
                 layout.note("file twice", patient, other, f"{path.name} is there too, and that one is read")
     has_image, has_mask = image.exists(), mask.exists()
     if not has_image and (has_mask or not layout.own):
-        layout.note("missing picture", patient, image, "no such file")
+        layout.note("missing image", patient, image, "no such file")
     if has_image and not has_mask and masked:
         layout.note("missing mask", patient, mask, "no such file")
     headers: dict[Path, Header] = {}
     usable = has_image
-    for path, top, kind in ((image, 255, "picture out of range"), (mask, 3, "label out of range")):
+    for path, top, kind in ((image, 255, "image out of range"), (mask, 3, "label out of range")):
         if path.exists():
             try:
                 headers[path] = read_header(path)

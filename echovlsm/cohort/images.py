@@ -26,10 +26,7 @@ def _field(row: Any, name: str) -> Any:
 def load_image(row: Any) -> np.ndarray:
     """Image of one row of the frames table (Series, namedtuple or mapping): uint8 (H, W), apex at the top.
 
-    Raises
-    ------
-    CohortError
-        The file is missing, broken, or holds anything but whole numbers in 0-255.
+    CohortError where the file is missing, broken, or holds anything but whole numbers in 0-255.
     """
     path = Path(_field(row, "image"))
     return released.decode_png(path) if path.suffix == ".png" else files.decode(path, 255)
@@ -38,10 +35,7 @@ def load_image(row: Any) -> np.ndarray:
 def load_labels(row: Any) -> np.ndarray:
     """Mask of one row of the frames table: uint8 (H, W), 0 and the keys of `echovlsm.STRUCTURES`, upright.
 
-    Raises
-    ------
-    CohortError
-        There is none, or the file is missing, broken, or holds anything but the whole numbers 0-3.
+    CohortError where there is none, or the file is missing, broken, or holds anything but the numbers 0-3.
     """
     labels = _field(row, "labels")
     if pd.isna(labels):
@@ -49,7 +43,8 @@ def load_labels(row: Any) -> np.ndarray:
             f"{_field(row, 'image')}: this image has no mask; leave out rows whose labels is NA"
         )
     if str(labels).endswith(".png"):
-        return released.labels_of(row, _field)
+        order, step = str(_field(row, "label_order")), float(_field(row, "label_step"))
+        return released.load_released_labels(Path(labels), order, step)
     return files.decode(Path(labels), 3)
 
 

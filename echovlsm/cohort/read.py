@@ -13,7 +13,8 @@ and one reader serves them all (`check` has the layouts). The frames table, one 
 | spacing_y, spacing_x | mm a pixel; NA where the header holds the placeholder 1.0 x 1.0, or no likely size |
 
 Missing metadata is pandas NA, never a guess. ``frames.attrs`` holds ``meta`` (name, kind, origin, licence,
-seed, parameters) and ``absent`` (patients listed in a split whose folder is not there).
+seed, parameters), ``absent`` (patients whose folder is not there, and the split that lists each) and
+``left_out`` (the warning of what was left out, if any).
 """
 
 import hashlib
@@ -36,9 +37,9 @@ _log = logging.getLogger(__name__)
 def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: bool = False) -> pd.DataFrame:
     """Read a cohort folder into the frames table (`check.COLUMNS`), sorted by patient, view, phase.
 
-    Only headers are read. A broken frame, a patient in two splits or in none is left out with one
-    CohortWarning; a wrong cfg value or an unlikely pixel size becomes NA with the same warning; a listed
-    patient without a folder is left out and logged.
+    Only headers are read. A broken frame, a patient in two splits or in none is left out with one warning; a
+    wrong cfg value or an unlikely pixel size becomes NA with the same warning; a listed patient without a
+    folder is left out and logged.
 
     Parameters
     ----------
@@ -74,21 +75,27 @@ def read_cohort(root: str | os.PathLike[str], split: str = "official", strict: b
         return released.read_released(root, strict=strict)
     if strict:
         check_cohort(root, strict=True)
-    layout = _loose_layout(root) if split == "any" else disk.find_layout(root)
+    layout = disk.find_layout(root, loose=split == "any")
     if split == "paper":
         _use_paper_split(layout)
     found, problems = disk.scan(layout, deep=False)
-    absent = [str(p.patient) for p in problems if p.problem == "patient absent"]
+    listed = {patient: split for split, patients in layout.listed.items() for patient in patients}
+    absent = {p.patient: listed[p.patient] for p in problems if p.problem == "patient absent"}
     # these show in the table as NA, or in its attrs
     left_out = [p for p in problems if p.problem not in ("missing mask", "missing cfg", "patient absent")]
-    disk.tell(layout.root, left_out, usable=bool(found))
+    told = disk.tell(layout.root, left_out, usable=bool(found))
     if absent:
         _log.warning("%s: %d listed patients have no folder and are left out", layout.root, len(absent))
     rows = [_row(layout, frame) for frame in found]
     frames = pd.DataFrame(rows, columns=list(disk.COLUMNS)).astype(disk.TYPES)
     frames = frames.sort_values(["patient", "view", "phase"], ignore_index=True)
-    frames.attrs |= {"meta": layout.meta, "absent": absent}
+    frames.attrs |= {"meta": layout.meta, "absent": absent, "left_out": told}
     return frames
+
+
+def is_synthetic(frames: pd.DataFrame) -> bool:
+    """Whether a frames table is of a synthetic cohort: its images then have no quality."""
+    return (frames.attrs.get("meta") or {}).get("kind") == "synthetic"
 
 
 def _row(layout: disk.Layout, frame: disk.Found) -> dict[str, Any]:
@@ -103,27 +110,6 @@ def _row(layout: disk.Layout, frame: disk.Found) -> dict[str, Any]:
     return dict(
         zip(disk.COLUMNS, (*place, *known, *paths, header.height, header.width, *spacing), strict=True)
     )
-
-
-def _loose_layout(root: str | os.PathLike[str]) -> disk.Layout:
-    """The layout of a folder of NIfTI patients with whatever subgroup files there are; else `find_layout`."""
-    base = Path(root).expanduser().absolute()
-    inner = base / "database_nifti" if (base / "database_nifti").is_dir() else base
-    if (base / disk.INCOMPLETE).exists() or not any(inner.glob("*/*_[24]CH_E[DS].nii*")):
-        return disk.find_layout(root)
-    base = inner.parent if inner.name == "database_nifti" else inner
-    own = (base / "cohort.yaml").is_file()
-    meta = (
-        disk.read_meta(base / "cohort.yaml")[0] if own else disk.camus_meta("camus", "public NIfTI release")
-    )
-    folders = {p.name: p for p in sorted(inner.iterdir()) if any(p.glob(f"{p.name}_*.nii*"))}
-    folders = {name: path for name, path in folders.items() if disk.PATIENT_NAME.fullmatch(name)}
-    splits: dict[str, Any] = dict.fromkeys(folders, pd.NA)
-    for name, file in disk.SPLIT_FILES.items():
-        listed = base / "database_split" / file
-        patients = disk.read_list(listed) if listed.is_file() else []
-        splits |= {patient: name for patient in patients if patient in folders}
-    return disk.Layout(base, cohort_files.NIFTI, own, meta, folders, splits)
 
 
 def _use_paper_split(layout: disk.Layout) -> None:
@@ -154,8 +140,7 @@ def cohort_hash(root_or_frames: str | os.PathLike[str] | pd.DataFrame) -> str:
     """Hash of a cohort's content for provenance: 16 hexadecimal digits of a SHA-256.
 
     It covers, for every row of the frames table in order of patient, view, phase: split, and the bytes of
-    image, mask and cfg as they lie on disk. It does not depend on where the folder lies, on
-    ``cohort.yaml``, or on the order of the rows; of a folder it is that of ``read_cohort(root)``.
+    image, mask and cfg; not where the folder lies, ``cohort.yaml`` or the order of the rows.
     """
     frames = root_or_frames if isinstance(root_or_frames, pd.DataFrame) else read_cohort(root_or_frames)
     total = hashlib.sha256()
@@ -193,7 +178,8 @@ def check_cohort(root: str | os.PathLike[str], strict: bool = False) -> pd.DataF
     """
     found = released.is_released(root)
     problems = released.check_released(root) if found else disk.scan(disk.find_layout(root), deep=True)[1]
-    problems.sort(key=lambda p: (p.patient or "", p.file or "", disk.PROBLEMS.index(p.problem)))
+    order = list(disk.PROBLEMS)
+    problems.sort(key=lambda p: (p.patient or "", p.file or "", order.index(p.problem)))
     table = pd.DataFrame(problems, columns=list(disk.Problem._fields), dtype="string")
     if strict:
         disk.refuse(root, problems)
@@ -203,12 +189,11 @@ def check_cohort(root: str | os.PathLike[str], strict: bool = False) -> pd.DataF
 def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
     """Old testing number to patient of the public release: the i-th is the i-th of the testing subgroup.
 
-    The old release numbers its testing patients 1-50 again; the public one gives all 500 one numbering. How
-    the correspondence was established: each published score tells the true area of its mask, and the areas
-    of old testing patient i agree best with those of the i-th listed patient. That is an earlier finding,
-    stated with the data that this study was built on and not computed here: for all 50 a mean difference
-    (share of the image) below 0.003, the next best patient above 0.0036. `published.runs.check_identity` does
-    it again where the testing images are. The map itself is computed from the list, not typed.
+    The old release numbers its testing patients 1-50 again; the public one gives all 500 one numbering. Each
+    published score tells the true area of its mask, and the areas of old testing patient i agree best with
+    those of the i-th listed patient: for all 50 a mean difference (share of the image) below 0.003, the next
+    best patient above 0.0036. That is an earlier finding, not computed here;
+    `published.runs.check_identity` does it again where the testing images are.
 
     Parameters
     ----------
@@ -226,21 +211,16 @@ def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
         The list is absent or not of 50 different patients.
     """
     folder = Path(root).expanduser()
-    path = next(
-        (p for p in (folder, folder / "database_split", folder.parent / "database_split")
-         if (p / "subgroup_testing.txt").is_file()),
-        None,
-    )  # fmt: skip
-    if path is None:
+    places = folder, folder / "database_split", folder.parent / "database_split"
+    found = [file for place in places if (file := place / disk.SPLIT_FILES["test"]).is_file()]
+    if not found:
         raise CohortError(
             f"root: {folder} has no database_split/subgroup_testing.txt; give the folder of the public CAMUS "
             "release (in notebook 07 the parameter `camus`)"
         )
-    names = disk.read_list(path / "subgroup_testing.txt")
-    if len(set(names)) != 50 or not all(re.fullmatch(r"patient\d{4}", name) for name in names):
-        raise CohortError(
-            f"root: {path / 'subgroup_testing.txt'} lists {len(set(names))} patients, not CAMUS's 50; "
-            "restore it from the download"
-        )
+    names = disk.read_list(found[0])
+    if len(names) != 50 or not all(re.fullmatch(r"patient\d{4}", name) for name in names):
+        told = f"root: {found[0]} lists {len(names)} patients, not CAMUS's 50"
+        raise CohortError(f"{told}; restore it from the download")
     index = pd.Index([f"patient{i:04d}" for i in range(1, 51)], name="legacy_test_patient")
     return pd.Series(names, index=index, name="patient")

@@ -234,12 +234,12 @@ class _Row(NamedTuple):
     view: str
     phase: str
     split: str
-    image: Path
-    labels: Path | None
+    image: str
+    labels: str | None
     height: int
     width: int
-    order: str | None
-    step: float | None
+    label_order: str | None
+    label_step: float | None
 
 
 def read_released(
@@ -250,11 +250,10 @@ def read_released(
     """Frames table of the released synthetic cohort: `check.COLUMNS`, label_order, label_step.
 
     A patient of the table is a variant of a source patient, ``patient0001_validation_3``: the file's name
-    without view and phase. The split is in it because the release numbers testing patients from 0001 again.
-    Note that the five variants of a source patient are not independent; the release keeps them in one split.
-    Splits are those of the folders, which are the paper's (the first 50 CAMUS training patients validate). In
-    the authors' scripts the images of ``testing`` are real ones, copied from CAMUS. Sex, age, quality and
-    spacing are NA.
+    without view and phase, with the split because the release numbers testing patients from 0001 again. The
+    five variants of a source patient are not independent, and in one split. Splits are those of the folders,
+    the paper's. In the authors' scripts the images of ``testing`` are real ones, copied from CAMUS. Sex, age,
+    quality and spacing are NA.
 
     Parameters
     ----------
@@ -263,8 +262,7 @@ def read_released(
     labels
         The masks' order, or ``detect`` (`detect_order`).
     strict
-        Whether to raise CohortError with every problem; otherwise what is broken is left out with one
-        CohortWarning.
+        Whether to raise CohortError with every problem; else what is broken is left out with one warning.
 
     Raises
     ------
@@ -279,19 +277,11 @@ def read_released(
     rows, problems = _scan(base, labels, deep=strict)
     if strict:
         disk.refuse(base, problems)
-    disk.tell(base, [p for p in problems if p.problem != "missing mask"], usable=bool(rows))
-    columns = dict(zip(_Row._fields, zip(*rows, strict=True), strict=True))
-    columns["image"] = [str(path) for path in columns["image"]]
-    columns["labels"] = [None if path is None else str(path) for path in columns["labels"]]
-    columns |= {
-        "label_order": columns.pop("order"),
-        "label_step": columns.pop("step"),
-        "cohort": META["name"],
-    }
+    left_out = disk.tell(base, [p for p in problems if p.problem != "missing mask"], usable=bool(rows))
     types = disk.TYPES | {"label_order": "string", "label_step": "Float64"}
-    frames = pd.DataFrame(columns, columns=[*disk.COLUMNS, "label_order", "label_step"]).astype(types)
+    frames = pd.DataFrame(rows).assign(cohort=META["name"]).reindex(columns=list(types)).astype(types)
     frames = frames.sort_values(["patient", "view", "phase"], ignore_index=True)
-    frames.attrs |= {"meta": dict(META), "absent": []}
+    frames.attrs |= {"meta": dict(META), "absent": {}, "left_out": left_out}
     return frames
 
 
@@ -315,7 +305,7 @@ def _scan(base: Path, labels: str, deep: bool) -> tuple[list[_Row], list[disk.Pr
                 found, wrong = _scan_folder(base, folder, split, labels, deep)
                 rows += found
                 problems += wrong
-    taken: dict[tuple[str, str, str], Path] = {}
+    taken: dict[tuple[str, str, str], str] = {}
     for row in rows:
         other = taken.setdefault(row[:3], row.image)
         if other != row.image:
@@ -363,10 +353,12 @@ def _scan_folder(
             note("shape mismatch", patient, mask, f"mask {sizes[1]}, image {sizes[0]} (height, width)")
             usable = False
         if usable:
-            frame = (patient, match["view"], match["phase"], SPLIT_FOLDERS[split], path, mask, *sizes[0])
-            rows.append(_Row(*frame, *((order, step) if mask else (None, None))))
+            labelled = (str(mask), *sizes[0], order, step) if mask else (None, *sizes[0], None, None)
+            rows.append(
+                _Row(patient, match["view"], match["phase"], SPLIT_FOLDERS[split], str(path), *labelled)
+            )
     for name in masks.keys() - images.keys():
-        note("missing picture", None, folder / "images" / split / name, "no such file")
+        note("missing image", None, folder / "images" / split / name, "no such file")
     return rows, problems
 
 
@@ -376,9 +368,3 @@ def _check_mask(path: Path, order: str, step: float) -> None:
     shown = order_of(_classes(decode_png(path, grey=True), step))
     if shown not in (None, order):
         raise RangeError(f"{path}: shows {shown} order, its folder {order} order; sort the masks")
-
-
-def labels_of(row: Any, field: Any) -> np.ndarray:
-    """Labels of one row of `read_released`'s table; `field` is the reader's access to a row."""
-    path, order, step = (field(row, name) for name in ("labels", "label_order", "label_step"))
-    return load_released_labels(Path(path), str(order), float(step))

@@ -193,7 +193,7 @@ def plot_answers(dice: pd.Series, frames: pd.DataFrame, logits: Tensor, title: s
     for axis, (place, value) in zip(axes[0], dice.items(), strict=True):
         row = frames.iloc[place]
         labels = load_labels(row)
-        figures.show_picture(axis, load_image(row), f"{row.patient} {row.view} {row.phase}: {value:.2f}")
+        figures.show_image(axis, load_image(row), f"{row.patient} {row.view} {row.phase}: {value:.2f}")
         figures.outline_labels(axis, labels)
         answers = to_mask(logits[place], labels.shape).numpy()
         for answer, colour in zip(answers, figures.STRUCTURE_COLOURS.values(), strict=True):

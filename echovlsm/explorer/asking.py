@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from echovlsm import models
-from echovlsm.base import RunFolder, paths, plain
+from echovlsm.base import RunFolder, files, paths
 from echovlsm.cohort import is_synthetic, load_image, load_labels, resize_image
 from echovlsm.evaluation import dice
 from echovlsm.explorer.images import Answer, CohortImage, ExplorerError, Key
@@ -307,7 +307,9 @@ def describe_choice(run: Mapping[str, Any] | None) -> str:
         return "No trained run here: the model is shown as it was before it saw an echocardiogram."
     value = run.get("val_dice")
     told = "" if value is None or value != value else f", best validation Dice {value:.3f}"
-    words = {name: plain(run[name]) for name in ("model", "cohort", "prompt", "strategy", "seed", "scale")}
+    words = {
+        name: files.plain(run[name]) for name in ("model", "cohort", "prompt", "strategy", "seed", "scale")
+    }
     return (
         f"{words['model']} trained on {words['cohort']} with {words['prompt']} prompts "
         f"(strategy {words['strategy']}, seed {words['seed']}, scale {words['scale']}{told})."

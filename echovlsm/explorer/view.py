@@ -312,7 +312,7 @@ class ExplorerView:
             if side.answer:
                 mask = side.answer.mask(self.threshold.value)
             score = "" if truth is None else f"Dice {dice(mask, truth):.3f}"
-            figures.show_picture(axis, image.pixels, f"{side.net.value}\n“{side.sentence.value}”\n{score}")
+            figures.show_image(axis, image.pixels, f"{side.net.value}\n“{side.sentence.value}”\n{score}")
             if truth is not None:
                 figures.outline(axis, truth, "#FFFFFF")
             figures.outline(axis, mask, figures.STRUCTURE_COLOURS[structure])

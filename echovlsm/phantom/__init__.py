@@ -9,10 +9,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["acoustics", "anatomy", "beam"],
+    submodules=["versions"],
     submod_attrs={
         "anatomy": ["Tissue"],
         "cohort": ["draw_cohort_patient", "simulate", "write_phantom_cohort"],
-        "versions": ["INGREDIENTS", "VERSIONS", "require_phantom"],
     },
 )

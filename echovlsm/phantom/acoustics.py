@@ -1,8 +1,7 @@
 """Acoustics of the phantom: from a map of tissues under the beams to grey levels in beam x range coordinates.
 
-`echovlsm.phantom.beam` has the beam itself. What tissues reflect, what the machine and the way to the heart
-add and take away, and the compression to grey levels are here. Strengths are in decibel: 0 dB is white at
-neutral gain.
+What tissues reflect, what the machine and the way to the heart add and take away, and the compression to grey
+levels. Strengths are in decibel: 0 dB is white at neutral gain.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
+from echovlsm.cohort import masks
 from echovlsm.phantom.anatomy import Tissue
 from echovlsm.phantom.beam import BEAMS, RANGES, envelope, mean_envelope, polar_grid, smooth_field
-from echovlsm.phantom.patient import Patient
+from echovlsm.phantom.patient import Acquisition
 
 # Echogenicity (dB) and acoustic impedance (arbitrary units; its steps make the specular echoes), per tissue.
 _ECHO = {
@@ -86,8 +86,8 @@ class Recording:
     inside: np.ndarray
     """Added everywhere else."""
     atria: np.ndarray
-    hinges: tuple[tuple[float, float, float, float], ...]
-    """Size (mm), gain, offset in x and y (mm) of the bright tissue around each hinge of the valve."""
+    hinges: list[tuple[float, float, float, float]]
+    """Size (mm), gain, offset in x and y (mm) of the bright tissue around each of the valve's two hinges."""
     texture: np.ndarray
     """Added to solid tissue."""
     trabeculae: np.ndarray
@@ -121,44 +121,17 @@ class Recording:
     """Whether echoes interfere and noise has a grain; without, both are their mean."""
 
 
-def recording_of(patient: Patient, view: str, version: int = 1, without: tuple[str, ...] = ()) -> Recording:
-    """The recording of one view of a patient; its phases share it."""
-    taken = patient.views[view]
-    causes = (taken.quality, taken.depth, taken.opening, patient.fibrosis, patient.calcification)
-    return draw_recording((taken.seed, 2), *causes, version=version, without=without)
-
-
 @lru_cache(maxsize=4)
 def draw_recording(
-    seed: tuple[int, ...],
-    quality: str,
-    depth: float,
-    opening: int,
-    fibrosis: float = 0.0,
-    calcification: float = 0.0,
-    hinges: int = 2,
-    version: int = 1,
-    without: tuple[str, ...] = (),
+    taken: Acquisition, fibrosis: float, calcification: float, version: int, without: tuple[str, ...]
 ) -> Recording:
     """Draw what belongs to a recording: gain, surroundings, texture, shadows, noise. The last few are kept.
 
-    Parameters
-    ----------
-    seed
-        All that is drawn depends on it.
-    quality
-        Key of `SYSTEMS`.
-    depth, opening
-        Of the sector, in mm and degrees.
-    fibrosis, calcification
-        Added to the myocardium, and to valve and annulus; dB.
-    hinges
-        How many hinges of the valve have bright tissue around them.
-    version, without
-        As for `echovlsm.phantom.simulate`. All is drawn as ever; what is left out is then set aside.
+    `fibrosis` and `calcification` (dB) are added to the myocardium, and to valve and annulus. What `without`
+    names is drawn as ever and then set aside, so that the rest stays.
     """
-    recording = np.random.default_rng(seed)
-    system = SYSTEMS[quality]
+    recording = np.random.default_rng((taken.seed, 2))
+    system, depth, opening = SYSTEMS[taken.quality], taken.depth, taken.opening
     angles = polar_grid(opening, version)[2]
     half = float(angles[-1])
     share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
@@ -184,15 +157,15 @@ def draw_recording(
     for _ in range(int(recording.integers(1, 5))):
         outside += _streak(recording, share, angles, half)
     atria = recording.normal(5, 4) + 0.9 * cloud
-    around = tuple(
+    hinges = [
         (
             recording.uniform(6, 17),
             max(0.0, recording.normal(7, 4.5) + 0.5 * calcification),
             recording.normal(0, 4),
             recording.normal(5, 5),
         )
-        for _ in range(hinges)
-    )
+        for _ in range(2)
+    ]
     lumps = 0.75 * smooth_field(recording, (64, 40), flat=True) + 0.65 * smooth_field(
         recording, (26, 22), flat=True
     )  # texture of a few millimetres
@@ -224,7 +197,7 @@ def draw_recording(
         outside=outside,
         inside=0.25 * cloud,
         atria=atria,
-        hinges=around,
+        hinges=hinges,
         texture=4.6 * lumps + 4.4 * regions,
         trabeculae=6 * np.clip(lumps + 0.5 * regions, 0, 2),
         dropout=system.dropout * patch,
@@ -248,11 +221,11 @@ def draw_recording(
     )
 
 
-def polar_picture(
+def polar_image(
     tissue: np.ndarray,
     recording: Recording,
     frame: np.random.Generator,
-    hinges: Sequence[tuple[float, float]] = (),
+    hinges: Sequence[tuple[float, float]],
 ) -> np.ndarray:
     """Grey levels of a tissue map, in beam x range coordinates.
 
@@ -265,7 +238,7 @@ def polar_picture(
     frame
         Draws the speckle and noise.
     hinges
-        Of the mitral valve, x and y in mm: as many as the recording was drawn for.
+        The two of the mitral valve, x and y in mm.
 
     Returns
     -------
@@ -276,9 +249,10 @@ def polar_picture(
     version = recording.version
     grid_x, grid_y, angles = polar_grid(opening, version)
     half = float(angles[-1])
-    solid = _SOLID[tissue]
+    index = tissue.astype(np.intp)  # once, not at each look into a table of tissues
+    solid = _SOLID[index]
     muscle = tissue == Tissue.MYOCARDIUM
-    level = recording.echo[tissue]
+    level = recording.echo[index]
     surroundings = (tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG)
     level += np.where(surroundings, recording.outside, recording.inside)
     _add(level, recording.atria, (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM))
@@ -290,12 +264,19 @@ def polar_picture(
     _add(level, recording.texture, solid)
     _add(level, recording.trabeculae, tissue == Tissue.RIGHT_VENTRICLE)
     # the middle of the wall, whose fibres run across the beam, is brighter than its inner and outer layer
-    middle = ndimage.gaussian_filter(muscle.astype(np.float32), (5, 4), truncate=2.5)
-    _add(level, 18 * (middle - 0.74), muscle)
+    if muscle.any():
+        rows, columns = masks.box(muscle)  # and as much around it as the filter reaches
+        rows, columns = (
+            slice(max(0, rows.start - 13), rows.stop + 13),
+            slice(max(0, columns.start - 10), columns.stop + 10),
+        )
+        wall = muscle[rows, columns]
+        middle = ndimage.gaussian_filter(wall.astype(np.float32), (5, 4), truncate=2.5)
+        _add(level[rows, columns], 18 * (middle - 0.74), wall)
     walls = muscle | (tissue == Tissue.PERICARDIUM) | (tissue == Tissue.ATRIAL_WALL)
     np.subtract(level, recording.dropout, out=level, where=walls)
     # haze within the chambers differs from place to place; chordae and trabeculae are bright spots in it
-    _add(level, recording.blood, _BLOOD[tissue])
+    _add(level, recording.blood, _BLOOD[index])
     _add_spots(level, recording.spots, tissue == Tissue.LV_CAVITY)
     # the apex lies in the near field, where walls hardly stand out
     level += recording.near_field * (-39.5 - level)
@@ -303,7 +284,7 @@ def polar_picture(
     level = ndimage.gaussian_filter(level, (2.0 * system.resolution, 2.6 * system.resolution), truncate=2.5)
 
     # specular echoes: steps of impedance, seen where the boundary faces the beam
-    smooth = ndimage.gaussian_filter(IMPEDANCE[tissue], (1.6, 0.9))
+    smooth = ndimage.gaussian_filter(IMPEDANCE[index], (1.6, 0.9))
     share = ((np.arange(RANGES) + 0.5) / RANGES).astype(np.float32)[:, None]
     facing = np.abs(np.gradient(smooth, axis=0)) / (depth / RANGES)
     sideways = np.abs(np.gradient(smooth, axis=1)) / (share * depth * (2 * half / (BEAMS - 1)) + 0.5)
@@ -319,8 +300,9 @@ def polar_picture(
     amplitude *= recording.attenuation
     # side lobes and reverberation smear strong echoes over neighbouring beams and ranges
     coarse = ndimage.gaussian_filter(np.square(amplitude[::4, ::2]), (7, 12), mode="nearest", truncate=2.5)
-    haze = np.repeat(np.repeat(coarse, 4, axis=0), 2, axis=1)
-    haze = ndimage.uniform_filter(haze, (5, 3), mode="nearest") * 10 ** (system.haze / 10)
+    haze = ndimage.uniform_filter1d(np.repeat(coarse, 4, axis=0), 5, axis=0, mode="nearest")
+    haze = ndimage.uniform_filter1d(np.repeat(haze, 2, axis=1), 3, axis=1, mode="nearest")
+    haze *= 10 ** (system.haze / 10)
     amplitude = np.sqrt(amplitude**2 + haze + recording.clutter).astype(np.float32)
 
     coherent = 0.5 * specular * recording.attenuation
@@ -366,12 +348,12 @@ def _reverberations(
 
 def _add_spots(level: np.ndarray, spots: tuple[np.ndarray, np.ndarray], cavity: np.ndarray) -> None:
     """Add up to six small bright spots in the `cavity` (RANGES, BEAMS) bool to `level` (dB), in place."""
-    rows, columns = np.nonzero(cavity)
-    if len(rows):
+    where = np.flatnonzero(cavity)
+    if len(where):
         spot = np.zeros(level.shape, np.float32)
         for place, gain in zip(*spots, strict=True):
-            at = int(place * len(rows))
-            spot[max(0, rows[at] - 1) : rows[at] + 2, max(0, columns[at] - 2) : columns[at] + 3] = gain
+            row, column = divmod(int(where[int(place * len(where))]), BEAMS)
+            spot[max(0, row - 1) : row + 2, max(0, column - 2) : column + 3] = gain
         level += spot
 
 

@@ -74,6 +74,8 @@ class Heart:
 
 
 _T = np.linspace(0, 1, 129)
+_BEND_ROWS, _PROFILE_ROWS = np.linspace(-150, 250, 401), np.linspace(-120, 160, 561)
+"""Heights over the valve plane, mm, at which the bend of the axis and the profiles are tabulated."""
 
 
 def _profile(t: np.ndarray, base_ratio: float, bluntness: float, widest: float = 0.36) -> np.ndarray:
@@ -210,11 +212,20 @@ def heart_coordinates(heart: Heart, x: np.ndarray, y: np.ndarray) -> tuple[np.nd
     dx, dy = x - np.float32(heart.apex_x), y - np.float32(heart.apex_y)
     u = dx * cos - dy * sin
     v = heart.length - (dx * sin + dy * cos)
-    a1, a2, p1, p2 = heart.bend
-    rows = np.linspace(-150, 250, 401)
-    shift = a1 * np.sin(2 * np.pi * rows / 95 + p1) + a2 * np.sin(2 * np.pi * rows / 41 + p2)
-    u = u - np.interp(v, rows, shift).astype(np.float32)
+    u -= _bend(heart, v)
     return u, v - np.float32(heart.slope) * u
+
+
+def _bend(heart: Heart, v: np.ndarray) -> np.ndarray:
+    """Sideways shift (mm, float32) of the long axis at heights `v`: as by `np.interp`, in half the time."""
+    a1, a2, p1, p2 = heart.bend
+    shift = a1 * np.sin(2 * np.pi * _BEND_ROWS / 95 + p1) + a2 * np.sin(2 * np.pi * _BEND_ROWS / 41 + p2)
+    height = np.clip(v, _BEND_ROWS[0], _BEND_ROWS[-1], dtype=float) - _BEND_ROWS[0]
+    below = height.astype(np.intp)  # rows are a millimetre apart
+    height -= below
+    height *= np.diff(shift).take(below, mode="clip")
+    height += shift.take(below)
+    return height.astype(np.float32)
 
 
 def hinge_points(heart: Heart) -> list[tuple[float, float]]:
@@ -237,8 +248,8 @@ def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray, context: bool = True)
     """
     u, q = (v.ravel() for v in heart_coordinates(heart, x, y))
     left, right = heart.share_left * heart.width, (1 - heart.share_left) * heart.width
-    rows = np.linspace(-120, 160, 561)  # half-millimetre table of every profile against q
-    position = np.clip((q + 120) * 2, 0, 560).astype(np.intp)
+    rows = _PROFILE_ROWS
+    position = ((q + 120) * 2).astype(np.intp)
 
     def lookup(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32).take(position, mode="clip")

@@ -62,13 +62,20 @@ def sample_points(
     draw them smooth.
     """
     x, y, _ = polar_grid(opening, version)
-    amplitude = 0.4 + 0.7 * np.hypot(x, y)
-    rough_x, rough_y = (amplitude * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
+    rough = _roughness(opening, version)
+    rough_x, rough_y = (rough * smooth_field(rng, (24, 16), flat=True) for _ in range(2))
     return x * np.float32(depth) + rough_x, y * np.float32(depth) + rough_y
 
 
 @lru_cache(maxsize=32)
-def picture_grid(
+def _roughness(opening: int, version: int) -> np.ndarray:
+    """How far samples are moved, mm: more with depth."""
+    x, y, _ = polar_grid(opening, version)
+    return 0.4 + 0.7 * np.hypot(x, y)
+
+
+@lru_cache(maxsize=32)
+def image_grid(
     opening: int, size: int, version: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Image of `size` rows over a sector of depth 1: where each pixel lies.
@@ -82,7 +89,7 @@ def picture_grid(
     coordinates : ndarray of float32 (2, inside.sum())
         Fractional row and column of the inside pixels in the polar grid.
     """
-    height, width = picture_shape(size)
+    height, width = image_shape(size)
     step = 1.0 / height
     x, y = np.meshgrid((np.arange(width) - (width - 1) / 2) * step, (np.arange(height) + 0.5) * step)
     radius, angle, half = np.hypot(x, y), np.arctan2(x, y), np.deg2rad(opening) / 2
@@ -95,7 +102,7 @@ def picture_grid(
     return x.astype(np.float32), y.astype(np.float32), inside, coordinates
 
 
-def picture_shape(size: int) -> tuple[int, int]:
+def image_shape(size: int) -> tuple[int, int]:
     """(height, width) of an image of `size` rows."""
     return size, round(size * ASPECT)
 
@@ -129,8 +136,8 @@ def envelope(
     """Echo envelope of scatterers, before any compression.
 
     Complex Gaussian scatterers x strength, convolved with a Gaussian pulse along the beam and a Gaussian beam
-    profile across it that widens with depth. The filters have unit noise gain: a homogeneous region of
-    strength s has a Rayleigh envelope of mean square 2 s squared.
+    profile across it. The filters have unit noise gain: a homogeneous region of strength s has a Rayleigh
+    envelope of mean square 2 s squared.
 
     Parameters
     ----------
@@ -198,8 +205,8 @@ def _filtered(
 
 def _scaled(field: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """`field` (complex64) times a real `factor`, in place: half the work of a product of complex numbers."""
-    parts = field.view(np.float32).reshape(*field.shape, 2)
-    parts *= factor[..., None]
+    for part in (field.real, field.imag):
+        part *= factor
     return field
 
 
@@ -255,18 +262,16 @@ def scan_convert(polar: np.ndarray, opening: int, size: int, version: int = 1) -
     Small images are averaged down from a finer one, as a viewer does, so that speckle does not alias.
     """
     factor = max(1, -(-192 // size))
-    height, width = picture_shape(size)
-    fine_shape = picture_shape(size * factor)
-    picture = (_scan_weights(opening, size * factor, version) @ polar.ravel().astype(np.float64)).astype(
-        np.float32
-    )
-    picture = picture.reshape(fine_shape)
+    height, width = image_shape(size)
+    fine_shape = image_shape(size * factor)
+    image = _scan_weights(opening, size * factor, version) @ polar.ravel().astype(np.float64)
+    image = image.astype(np.float32).reshape(fine_shape)
     if factor > 1:
-        picture = picture[:, : fine_shape[1] // factor * factor]
-        picture = picture.reshape(height, factor, -1, factor).mean(axis=(1, 3))
-        missing = width - picture.shape[1]
-        picture = np.pad(picture, ((0, 0), (0, missing))) if missing > 0 else picture[:, :width]
-    return np.rint(picture).astype(np.uint8)
+        image = image[:, : fine_shape[1] // factor * factor]
+        image = image.reshape(height, factor, -1, factor).mean(axis=(1, 3))
+        missing = width - image.shape[1]
+        image = np.pad(image, ((0, 0), (0, missing))) if missing > 0 else image[:, :width]
+    return np.rint(image).astype(np.uint8)
 
 
 @lru_cache(maxsize=32)
@@ -275,7 +280,7 @@ def _scan_weights(opening: int, size: int, version: int) -> sparse.csr_array:
 
     Every image of one opening and size has the same weights; pixels outside the sector have none.
     """
-    inside, coordinates = picture_grid(opening, size, version)[2:]
+    inside, coordinates = image_grid(opening, size, version)[2:]
     limits = np.array([[RANGES - 1], [BEAMS - 1]])
     low = np.floor(coordinates).astype(int)
     share = coordinates.astype(np.float64) - low

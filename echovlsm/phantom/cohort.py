@@ -1,28 +1,27 @@
 """Phantom echocardiograms: a causal, physics-based simulator of apical 2CH and 4CH images with labels.
 
-Causes (`patient`) make anatomy in millimetres (`anatomy`); anatomy makes labels and, through the acoustics of
-a sector scanner (`acoustics`, `beam`), the image. Every attribute that a prompt names is a cause of the
-image: view, phase (end-diastole: the last frame before the mitral valve closes, its leaflets open;
-end-systole: valve closed, small cavity, large atrium), sex (size), age (wall, atrium, echogenicity) and
-quality.
-
-Everything follows from seeds: patient i of a cohort depends on the cohort's seed and on i alone.
+Every attribute that a prompt names is a cause of the image: view, phase (end-diastole: the last frame before
+the mitral valve closes, its leaflets open; end-systole: valve closed, small cavity, large atrium), sex
+(size), age (wall, atrium, echogenicity) and quality. Patient i of a cohort depends on the cohort's seed and
+on i alone.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from echovlsm import PHASES, SPLITS, VIEWS
-from echovlsm.base import processes
+from echovlsm.base import in_order
 from echovlsm.cohort import write_cohort
-from echovlsm.phantom.acoustics import polar_picture, recording_of
+from echovlsm.phantom.acoustics import draw_recording, polar_image
 from echovlsm.phantom.anatomy import Heart, Tissue, heart_coordinates, hinge_points, make_heart, tissue_map
-from echovlsm.phantom.beam import picture_grid, sample_points, scan_convert
+from echovlsm.phantom.beam import image_grid, sample_points, scan_convert
 from echovlsm.phantom.patient import Patient, draw_patient, without_variation
 from echovlsm.phantom.versions import ORIGIN, check_making
 
@@ -41,6 +40,8 @@ class Phantom:
     """Side of a pixel, mm; the same in both directions."""
     tissue: np.ndarray
     """uint8 (H, W) of `Tissue` values."""
+    echoes: np.ndarray
+    """Grey levels under the beams, of which the image is made: float32 (ranges, beams), 0 to 255."""
     heart: Heart
     """The geometry behind labels and image."""
 
@@ -67,9 +68,9 @@ def simulate(
     size
         Height of the image in pixels, at least 32.
     version
-        A key of `VERSIONS`; an image of a seed and version is always the same.
+        A key of `versions.VERSIONS`; an image of a seed and version is always the same.
     without
-        Keys of `INGREDIENTS`: what is left out. The rest is drawn as it is with them.
+        Keys of `versions.INGREDIENTS`: what is left out. The rest is drawn as it is with them.
 
     Raises
     ------
@@ -80,24 +81,24 @@ def simulate(
         raise ValueError(f"view={view!r}: use one of {VIEWS}")
     if phase not in PHASES:
         raise ValueError(f"phase={phase!r}: use one of {PHASES}")
-    if size < 32:
-        raise ValueError(f"size={size}: a phantom needs at least 32 rows")
-    check_making(version, without)
+    check_making(size, version, without)
     rng = np.random.default_rng(seed)
     patient, context = without_variation(patient, without), "context" not in without
     jitter = rng.normal(0, (0.8, 0.8, 0.015))
     heart = make_heart(patient, view, phase, (float(jitter[0]), float(jitter[1]), float(jitter[2])))
-    recording = recording_of(patient, view, version, tuple(without))
+    causes = patient.views[view], patient.fibrosis, patient.calcification
+    recording = draw_recording(*causes, version, tuple(without))
     depth, opening = recording.depth, recording.opening
     under_beams = tissue_map(heart, *sample_points(depth, opening, rng, version), context)
-    polar = polar_picture(under_beams, recording, rng, hinge_points(heart))
-    x, y = (v * np.float32(depth) for v in picture_grid(opening, size, version)[:2])
+    echoes = polar_image(under_beams, recording, rng, hinge_points(heart))
+    x, y = (v * np.float32(depth) for v in image_grid(opening, size, version)[:2])
     tissue = tissue_map(heart, x, y, context)
     return Phantom(
-        image=scan_convert(polar, opening, size, version),
+        image=scan_convert(echoes, opening, size, version),
         labels=_labels_of(tissue, heart, x, y),
         spacing=depth / size,
         tissue=tissue,
+        echoes=echoes,
         heart=heart,
     )
 
@@ -107,9 +108,9 @@ def _labels_of(tissue: np.ndarray, heart: Heart, x: np.ndarray, y: np.ndarray) -
 
     Papillary muscle and leaflets belong to the chamber they lie in, as annotators draw them.
     """
-    labels = np.where(tissue <= 3, tissue, 0).astype(np.uint8)
+    labels = tissue * (tissue <= 3)
     labels[tissue == Tissue.PAPILLARY] = 1
-    flaps = np.nonzero(tissue == Tissue.VALVE)
+    flaps = np.unravel_index(np.flatnonzero(tissue == Tissue.VALVE), tissue.shape)
     u, q = heart_coordinates(heart, x[flaps], y[flaps])
     left, right = -heart.share_left * heart.width, (1 - heart.share_left) * heart.width
     mitral = (u > left - 0.5) & (u < right + 0.5)  # and not the tricuspid valve
@@ -127,61 +128,29 @@ def _patient_frames(
 ) -> list[dict[str, Any]]:
     """The four frames of a patient, as `cohort.write_cohort` takes them, without the split."""
     patient = without_variation(draw_cohort_patient(seed, index), without)
+    info = {
+        "EF": round(patient.ejection_fraction, 1),
+        "Condition": patient.condition,
+        "WallThickness": round(patient.wall_thickness, 1),
+    }
+    known = {"patient": f"patient{index + 1:04d}", "sex": patient.sex, "age": patient.age, "info": info}
     frames = []
-    for view in VIEWS:
-        for phase in PHASES:
-            frame_seed = np.random.default_rng([seed, index, VIEWS.index(view), PHASES.index(phase)])
-            phantom = simulate(patient, view, phase, frame_seed, size, version, without)
-            info = {
-                "EF": round(patient.ejection_fraction, 1),
-                "Condition": patient.condition,
-                "WallThickness": round(patient.wall_thickness, 1),
+    for (i, view), (j, phase) in product(enumerate(VIEWS), enumerate(PHASES)):
+        rng = np.random.default_rng([seed, index, i, j])
+        phantom = simulate(patient, view, phase, rng, size, version, without)
+        frames.append(
+            {
+                **known,
+                "view": view,
+                "phase": phase,
+                "quality": patient.views[view].quality,
+                "spacing_y": phantom.spacing,
+                "spacing_x": phantom.spacing,
+                "image": phantom.image,
+                "labels": phantom.labels,
             }
-            frames.append(
-                {
-                    "patient": f"patient{index + 1:04d}",
-                    "view": view,
-                    "phase": phase,
-                    "sex": patient.sex,
-                    "age": patient.age,
-                    "quality": patient.views[view].quality,
-                    "spacing_y": phantom.spacing,
-                    "spacing_x": phantom.spacing,
-                    "image": phantom.image,
-                    "labels": phantom.labels,
-                    "info": info,
-                }
-            )
+        )
     return frames
-
-
-def split_of(index: int, patients: int, splits: tuple[float, float, float]) -> str:
-    """Split of patient `index` (from 0): the first patients train, the next validate, the last test."""
-    train = round(splits[0] * patients)
-    val = round(splits[1] * patients)
-    return SPLITS[0] if index < train else SPLITS[1] if index < train + val else SPLITS[2]
-
-
-def _all_frames(
-    patients: int,
-    seed: int,
-    size: int,
-    splits: tuple[float, float, float],
-    progress: bool,
-    workers: int | None,
-    version: int,
-    without: tuple[str, ...],
-) -> Iterator[dict[str, Any]]:
-    """Frames of the whole cohort in order, made by `workers` processes; by this one if they are few."""
-    from tqdm.auto import tqdm
-
-    make = partial(_patient_frames, seed=seed, size=size, version=version, without=without)
-    with tqdm(total=4 * patients, desc="phantoms", unit="picture", disable=not progress) as bar:
-        made = processes.in_order(make, range(patients), workers, least=8)
-        for index, frames in enumerate(made):
-            for frame in frames:
-                yield {**frame, "split": split_of(index, patients, splits)}
-                bar.update()
 
 
 def write_phantom_cohort(
@@ -225,17 +194,13 @@ def write_phantom_cohort(
     """
     if patients < 1:
         raise ValueError(f"patients={patients}: a cohort needs at least one patient")
-    if size < 32:
-        raise ValueError(f"size={size}: a phantom needs at least 32 rows")
     if seed < 0:
         raise ValueError(f"seed={seed}: use a whole number of at least 0")
     if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
         raise ValueError(f"splits={splits}: give three shares (train, val, test) that add up to 1")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: use at least one process")
-    check_making(version, without)
+    check_making(size, version, without)
 
-    root = Path(root)
+    root, without = Path(root), tuple(without)
     made = {"patients": patients, "size": size, "splits": list(splits), "version": version}
     if without:
         made["without"] = sorted(without)
@@ -247,6 +212,17 @@ def write_phantom_cohort(
         "seed": seed,
         "parameters": made,
     }
-    frames = _all_frames(patients, seed, size, splits, progress, workers, version, tuple(without))
-    write_cohort(root, frames, meta, overwrite=overwrite)
+    make = partial(_patient_frames, seed=seed, size=size, version=version, without=without)
+    # the first patients train, the next validate, the last test
+    train, val = (round(share * patients) for share in splits[:2])
+
+    def frames() -> Iterator[dict[str, Any]]:
+        with tqdm(total=4 * patients, desc="phantoms", unit="image", disable=not progress) as bar:
+            for index, four in enumerate(in_order(make, range(patients), workers, least=8)):
+                split = SPLITS[(index >= train) + (index >= train + val)]
+                for frame in four:
+                    yield {**frame, "split": split}
+                    bar.update()
+
+    write_cohort(root, frames(), meta, overwrite=overwrite)
     return root

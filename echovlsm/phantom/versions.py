@@ -24,9 +24,14 @@ INGREDIENTS: dict[str, str] = {
 }
 """What `without` may name: words for a table."""
 
+ORIGIN = "EchoVLSM phantom simulator (echovlsm.phantom): no patient data"
+"""Origin of every cohort that is drawn here."""
 
-def check_making(version: int, without: Iterable[str]) -> None:
-    """ValueError unless there are such a version and such ingredients."""
+
+def check_making(size: int, version: int, without: Iterable[str]) -> None:
+    """ValueError unless there are such a version and such ingredients, for images of enough rows."""
+    if size < 32:
+        raise ValueError(f"size={size}: a phantom needs at least 32 rows")
     if version not in VERSIONS:
         raise ValueError(f"version={version!r}: the phantom has versions {', '.join(map(str, VERSIONS))}")
     if isinstance(without, str):
@@ -57,19 +62,14 @@ def require_phantom(
     if meta.get("kind") != "phantom" or not str(meta.get("origin", "")).startswith(ORIGIN):
         return
     made = meta.get("parameters") or {}
-    found = made.get("version", 1), sorted(made.get("without", ()))
-    if found != (version, sorted(without)):
-        told, wanted = (describe(*one) for one in (found, (version, sorted(without))))
+    found, wanted = (made.get("version", 1), sorted(made.get("without", ()))), (version, sorted(without))
+    if found != wanted:
         raise ValueError(
-            f"{place}: holds {told}; {wanted} was asked for: move it away or name another folder"
+            f"{place}: holds {_told(*found)}; {_told(*wanted)} was asked for: move it away or name another "
+            "folder"
         )
 
 
-def describe(version: int, without: Iterable[str]) -> str:
+def _told(version: int, without: list[str]) -> str:
     """A phantom in words, as in ``phantoms of version 1 without speckle``."""
-    left_out = " and ".join(without)
-    return f"phantoms of version {version}" + (f" without {left_out}" if left_out else "")
-
-
-ORIGIN = "EchoVLSM phantom simulator (echovlsm.phantom): no patient data"
-"""Origin of every cohort that is drawn here."""
+    return f"phantoms of version {version}" + (f" without {' and '.join(without)}" if without else "")

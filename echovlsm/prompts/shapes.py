@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from echovlsm import STRUCTURES
-from echovlsm.base import cache, processes
+from echovlsm.base import cache, in_order
 from echovlsm.cohort import is_synthetic, load_image, load_labels, masks
 from echovlsm.prompts.templates import Missing, attributes_of, make_prompts
 from echovlsm.prompts.vqa import (
@@ -254,7 +254,7 @@ def _find_names(
     rows = frames.to_dict("records")
     name = partial(_name_structures, ask=ask, missing=missing)
     # a model is asked here: it may hold a device
-    found = map(name, rows) if ask else processes.in_order(name, rows, workers, least=_FEW, chunk=_CHUNK)
+    found = map(name, rows) if ask else in_order(name, rows, workers, least=_FEW, chunk=_CHUNK)
     bar = tqdm(found, desc="shapes", unit="image", total=len(rows), disable=not progress)
     return [shape for names in bar for shape in names]
 

@@ -13,11 +13,9 @@ import numpy as np
 import pandas as pd
 
 from echovlsm import STRUCTURES, models
-from echovlsm.base import RunError, RunFolder, paths, provenance
+from echovlsm.base import RunFolder, paths, provenance
 from echovlsm.cohort import (
     CohortError,
-    CohortWarning,
-    check,
     is_synthetic,
     load_image,
     load_labels,
@@ -58,7 +56,7 @@ def check_machine(values: Mapping[str, Any]) -> list[Check]:
     try:
         provenance.check_precision(precision)
         found.append(Check("precision", precision, True))
-    except RunError as error:
+    except provenance.RunError as error:
         found.append(Check("precision", precision, False, str(error)))
     names = ("profile", "cohort", "model", "prompt", "strategy", "encoders", "seed")
     run = RunFolder(values["run"] or paths.run_path(*(values[name] for name in names)))
@@ -94,8 +92,8 @@ def check_cohort(values: Mapping[str, Any]) -> tuple[list[Check], pd.DataFrame |
     """
     folder = paths.resolve(values["cohort"])
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             everything = read_cohort(folder, split=values["cohort_split"])
         divided = strategies.divide_target(everything, values)
         limits = {values["evaluate_on"]: values["test_patients"]}
@@ -112,8 +110,8 @@ def check_cohort(values: Mapping[str, Any]) -> tuple[list[Check], pd.DataFrame |
         remedy += "; where the testing patients are not on disk, evaluate_on=val scores the others"
     kind = f"{meta['name']} ({meta['kind']})"
     found.append(Check("cohort", f"{kind}: {told} patients", not lacking, remedy if lacking else ""))
-    found += _absent(folder, everything, needed)
-    left_out = [str(each.message) for each in caught if issubclass(each.category, CohortWarning)]
+    found += _absent(everything, needed)
+    left_out = everything.attrs["left_out"]
     if left_out:
         found.append(Check("broken files", f"{len(left_out)} reports", False, _line(left_out[0])))
 
@@ -138,17 +136,15 @@ def check_cohort(values: Mapping[str, Any]) -> tuple[list[Check], pd.DataFrame |
     return found, frames
 
 
-def _absent(folder: Path, everything: pd.DataFrame, needed: set[str]) -> list[Check]:
+def _absent(everything: pd.DataFrame, needed: set[str]) -> list[Check]:
     """Patients that a split file lists and whose folder is not there."""
-
-    absent = everything.attrs.get("absent") or []
+    absent = everything.attrs["absent"]
     if not absent:
         return [Check("absent patients", "none", True)]
-    listed = {name: split for split, names in check.find_layout(folder).listed.items() for name in names}
-    counts = Counter(listed.get(name, "?") for name in absent)
+    counts = Counter(absent.values())
     told = ", ".join(f"{count} {split}" for split, count in counts.items())
     ok = not needed & set(counts)
-    remedy = "" if ok else f"the run needs them; copy their folders, the first is {absent[0]}"
+    remedy = "" if ok else f"the run needs them; copy their folders, the first is {next(iter(absent))}"
     return [Check("absent patients", f"{told} listed without a folder", ok, remedy)]
 
 

@@ -162,7 +162,7 @@ def plot_union(frames: pd.DataFrame, logits: Tensor, places: Sequence[int], titl
     figure, axes = plt.subplots(1, len(places), figsize=(2.9 * len(places), 3.3), squeeze=False)
     for axis, place in zip(axes[0], places, strict=True):
         labels = load_labels(frames.iloc[place])
-        figures.show_picture(axis, load_image(frames.iloc[place]))
+        figures.show_image(axis, load_image(frames.iloc[place]))
         figures.outline_labels(axis, labels)
         figures.outline(axis, scoring.to_mask(logits[place, 0], labels.shape).numpy(), "#FFFFFF", dashed=True)
     figures.structure_legend(figure)

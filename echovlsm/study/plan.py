@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from echovlsm.phantom import INGREDIENTS
+from echovlsm.phantom import versions
 
 HELD_OUT, VALIDATION = "held_out", "validation"
 """Who is scored: training patients that stay out of every training, and the official validation patients."""
@@ -45,7 +45,7 @@ WEIGHTS: dict[str, str] = {
 
 PHANTOM, SDM, BOTH, NOTHING = "phantom", "diffusion", "diffusion+phantom", "nothing"
 
-WITHOUT: dict[str, str] = {f"{PHANTOM}-without-{name}": name for name in INGREDIENTS}
+WITHOUT: dict[str, str] = {f"{PHANTOM}-without-{name}": name for name in versions.INGREDIENTS}
 """Kinds of phantoms with one ingredient left out."""
 
 

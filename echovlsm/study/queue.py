@@ -25,7 +25,7 @@ from echovlsm import models
 from echovlsm.base import files, paths, provenance
 from echovlsm.cohort import cohort_hash, load_labels, read_cohort
 from echovlsm.evaluation import predictions, score_table
-from echovlsm.phantom import require_phantom, write_phantom_cohort
+from echovlsm.phantom import versions, write_phantom_cohort
 from echovlsm.study.plan import (
     ALL,
     BOTH,
@@ -133,7 +133,7 @@ class Study:
                 how = {"seed": PHANTOM_SEED, "size": PHANTOM_SIZE, "splits": (1.0, 0.0, 0.0), "workers": 1}
                 write_phantom_cohort(root, SYNTHETIC_IMAGES // 4, **how, without=without)
         frames = read_cohort(root)
-        require_phantom(frames.attrs["meta"], without=without, place=root)
+        versions.require_phantom(frames.attrs["meta"], without=without, place=root)
         return self._phantoms.setdefault(kind, frames)
 
     def diffusion(self, source: Source) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def plot_samples(source: ImageSet, samples: np.ndarray) -> Figure:
         names = titles if row == 0 else [""] * len(titles)
         figures.show_sector_map(line[0], source.maps[row], names[0])
         for axis, image, name in zip(line[1:], [source.images[row], *samples[row]], names[1:], strict=True):
-            figures.show_picture(axis, image, name)
+            figures.show_image(axis, image, name)
     between = samples.astype(float).std(axis=1)[source.maps > 0].mean()
     figures.heading(
         figure,
@@ -157,7 +157,7 @@ def plot_worst(images: ImageSet, found: np.ndarray, dice: pd.DataFrame) -> Figur
     least = dice.min(axis=1)
     for axis, index in zip(axes, least.nsmallest(len(axes)).index, strict=False):
         missed = figures.SHORT_NAMES[dice.loc[index].idxmin()]
-        figures.show_picture(axis, images.images[index], f"{missed}: Dice {least[index]:.2f}")
+        figures.show_image(axis, images.images[index], f"{missed}: Dice {least[index]:.2f}")
         figures.outline_labels(axis, images.labels[index])
         figures.outline_labels(axis, found[index], dashed=True)
     figures.structure_legend(figure, {"drawn from": "-", "found": "--"})

@@ -46,7 +46,7 @@ def test_keys_tell_content_type_and_order_apart() -> None:
 
 
 def test_a_changed_file_changes_the_key(tmp_path: Path) -> None:
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(b"one")
     before = cache.key_of_files([file])
     assert cache.key_of_files([file]) == before

@@ -42,16 +42,16 @@ def test_a_chart_is_published_as_a_drawing_with_its_text(chart: plt.Figure) -> N
     assert same == told
 
 
-def test_pictures_and_crowds_stay_pixels(chart: plt.Figure) -> None:
+def test_images_and_crowds_stay_pixels(chart: plt.Figure) -> None:
     chart.axes[0].plot(np.zeros(figures.MAX_VECTOR_POINTS))
     assert figures._svg(chart) is None
     figure, axes = plt.subplots()
-    figures.show_picture(axes, np.zeros((4, 4), dtype=np.uint8))
+    figures.show_image(axes, np.zeros((4, 4), dtype=np.uint8))
     assert figures._svg(figure) is None
     plt.close(figure)
 
 
-def test_a_kernel_gets_the_text_with_the_picture(chart: plt.Figure) -> None:
+def test_a_kernel_gets_the_text_with_the_image(chart: plt.Figure) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance()

@@ -152,7 +152,7 @@ def test_the_full_study_has_the_papers_settings() -> None:
         profile = _full(name)
         assert {key: profile[key] for key in both} == both
         assert (profile["image_size"], profile["learning_rate"]) == (size, rate)
-        assert abs(3 * profile["batch_size"] - masks) <= 1  # three masks a picture
+        assert abs(3 * profile["batch_size"] - masks) <= 1  # three masks an image
 
 
 def test_the_profiles_of_the_full_study_differ_in_the_model_alone() -> None:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -34,16 +33,8 @@ META = {
 H, W = 24, 18  # not square: an axis mixed up changes the shape
 
 
-@pytest.fixture(scope="module")
-def shared() -> Path:
-    folder = os.environ.get("ECHOVLSM_SHARED")
-    if not folder or not (Path(folder) / "camus").is_dir():
-        pytest.skip("ECHOVLSM_SHARED does not name a folder with camus/ and camus_legacy/")
-    return Path(folder)
-
-
-def picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture without any symmetry and a mask with all four labels."""
+def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image without any symmetry and a mask with all four labels."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 200, (H, W)).astype(np.uint8)
     image[0, :5] = 255  # the top left corner
@@ -56,7 +47,7 @@ def frames(patients: int = 3) -> Iterator[dict[str, Any]]:
     for i in range(patients):
         for view in ("2CH", "4CH"):
             for phase in ("ED", "ES"):
-                image, labels = picture(4 * i + 2 * (view == "4CH") + (phase == "ES"))
+                image, labels = drawn(4 * i + 2 * (view == "4CH") + (phase == "ES"))
                 yield {
                     "patient": f"patient{i + 1:04d}",
                     "view": view,
@@ -101,7 +92,7 @@ def make_release(root: Path, patients: dict[str, str], spacing: float = 0.5) -> 
         for view in ("2CH", "4CH"):
             for phase in ("ED", "ES"):
                 stem = root / f"database_nifti/{patient}/{patient}_{view}_{phase}"
-                for array, end in zip(picture(number), ("", "_gt"), strict=True):
+                for array, end in zip(drawn(number), ("", "_gt"), strict=True):
                     save_release_nifti(stem.with_name(stem.name + end + ".nii.gz"), array, spacing)
             (stem.parent / f"Info_{view}.cfg").write_text("ED: 1\nSex: M\nAge: 60\nImageQuality: Poor\n")
     return root
@@ -116,7 +107,7 @@ def make_legacy(root: Path, parts: dict[str, list[str]], masks: bool = True) -> 
             folder.mkdir(parents=True)
             for view in ("2CH", "4CH"):
                 for phase in ("ED", "ES"):
-                    for array, end in zip(picture(seed), ("", "_gt"), strict=True):
+                    for array, end in zip(drawn(seed), ("", "_gt"), strict=True):
                         if end == "" or masks:
                             image = sitk.GetImageFromArray(array[None])
                             image.SetSpacing((0.308, 0.154, 1.54))
@@ -157,7 +148,7 @@ def test_camus_working_copy(shared: Path, caplog: pytest.LogCaptureFixture) -> N
     assert read_cohort(shared / "camus/database_nifti").equals(table)
 
 
-def test_camus_pictures_are_upright(shared: Path) -> None:
+def test_camus_images_are_upright(shared: Path) -> None:
     """Apex at the top: the sector is narrow there, the ventricle lies above the atrium."""
     table = read_cohort(shared / "camus")
     for row in table.iloc[2::181].itertuples():
@@ -223,13 +214,13 @@ def test_release_layout_and_its_traps(tmp_path: Path) -> None:
     (root / "database_nifti/patient0002/Info_4CH.cfg").unlink()
     table = read_cohort(root)
     assert len(table) == 8
-    assert table.attrs["absent"] == ["patient0003"]
+    assert table.attrs["absent"] == {"patient0003": "test"}
     assert table.height.unique().tolist() == [H]
     assert table.width.unique().tolist() == [W]
     assert table.spacing_y.unique().tolist() == [0.5]
     assert table.age.isna().sum() == 2
-    np.testing.assert_array_equal(load_image(table.iloc[5]), picture(1)[0])
-    np.testing.assert_array_equal(load_labels(table.iloc[5].to_dict()), picture(1)[1])
+    np.testing.assert_array_equal(load_image(table.iloc[5]), drawn(1)[0])
+    np.testing.assert_array_equal(load_labels(table.iloc[5].to_dict()), drawn(1)[1])
 
 
 def test_placeholder_spacing_is_unknown(tmp_path: Path) -> None:
@@ -264,7 +255,7 @@ def test_legacy_testing_patients_stay_apart(tmp_path: Path) -> None:
     assert table[table.split == "test"].labels.isna().all()
     with pytest.raises(CohortError, match="has no mask"):
         load_labels(table[table.split == "test"].iloc[0])
-    np.testing.assert_array_equal(load_image(table.iloc[4]), picture(1)[0])
+    np.testing.assert_array_equal(load_image(table.iloc[4]), drawn(1)[0])
     assert check_cohort(root).empty
     paper = read_cohort(root, split="paper").groupby("patient").split.first().to_dict()
     assert paper == {"patient0001": "val", "patient0051": "train", "testing_patient0001": "test"}
@@ -332,7 +323,7 @@ def test_ordinary_readers_see_the_release_orientation(cohort: Path) -> None:
 
     path = cohort / "database_nifti/patient0001/patient0001_2CH_ED.nii.gz"
     image = sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), picture(0)[0])
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), drawn(0)[0])
     np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.3), rtol=1e-6)
     affine = nibabel.load(path).affine
     np.testing.assert_allclose(np.diag(affine), [-0.7, -0.3, 1, 1], rtol=1e-6)
@@ -544,7 +535,7 @@ def test_a_cohort_is_written_by_one_call_at_a_time(tmp_path: Path) -> None:
 def break_everything(root: Path) -> dict[str, str]:
     """Break a release folder of seven patients in every way; problem -> a word of its file or detail."""
     nifti = root / "database_nifti"
-    image, labels = picture(0)
+    image, labels = drawn(0)
 
     def path(patient: int, end: str) -> Path:
         return nifti / f"patient{patient:04d}/patient{patient:04d}_{end}.nii.gz"
@@ -556,7 +547,7 @@ def break_everything(root: Path) -> dict[str, str]:
     save_release_nifti(path(2, "2CH_ES"), image + 0.5)
     content = path(2, "4CH_ED").read_bytes()
     path(2, "4CH_ED").write_bytes(content[: len(content) // 2])
-    path(2, "4CH_ES_gt").write_bytes(b"no picture")
+    path(2, "4CH_ES_gt").write_bytes(b"no image")
     save_release_nifti(path(3, "2CH_ED"), image, spacing=308)
     path(3, "4CH_ED").with_suffix("").write_bytes(b"the same, unpacked")
     (nifti / "patient0003/Info_2CH.cfg").unlink()
@@ -567,10 +558,10 @@ def break_everything(root: Path) -> dict[str, str]:
     shutil.copytree(nifti / "patient0005", nifti / "stray0001")
     return {
         "missing mask": "patient0001_2CH_ED_gt",
-        "missing picture": "patient0001_2CH_ES",
+        "missing image": "patient0001_2CH_ES",
         "shape mismatch": "patient0001_4CH_ED_gt",
         "label out of range": "patient0002_2CH_ED_gt",
-        "picture out of range": "patient0002_2CH_ES",
+        "image out of range": "patient0002_2CH_ES",
         "unreadable file": "patient0002_4CH_ED",
         "file twice": "patient0003_4CH_ED",
         "unlikely pixel size": "patient0003_2CH_ED",
@@ -598,7 +589,7 @@ def test_every_problem_is_listed_at_once(broken: tuple[Path, dict[str, str]]) ->
         assert table[table.problem == problem].file.str.contains(file).any(), problem
     counts = table.problem.value_counts().to_dict()
     # stray0001's files carry another patient's name, so its four frames are missing
-    assert counts.pop("missing picture") == 1 + 4
+    assert counts.pop("missing image") == 1 + 4
     assert counts.pop("malformed cfg") == 5
     assert counts.pop("unreadable file") == 2
     assert set(counts.values()) == {1}
@@ -668,7 +659,7 @@ def test_gzip_of_several_members_is_no_truncation(cohort: Path) -> None:
     path = cohort / "database_nifti/patient0001/patient0001_2CH_ED.nii.gz"
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]))
-    np.testing.assert_array_equal(load_image(read_cohort(cohort, strict=True).iloc[0]), picture(0)[0])
+    np.testing.assert_array_equal(load_image(read_cohort(cohort, strict=True).iloc[0]), drawn(0)[0])
 
 
 def test_lost_frame_and_lost_cohort_yaml(cohort: Path) -> None:

@@ -156,7 +156,7 @@ def test_folders_may_differ_in_their_convention(tmp_path: Path) -> None:
     )
 
 
-def test_testing_pictures_need_no_variant(tmp_path: Path) -> None:
+def test_testing_images_need_no_variant(tmp_path: Path) -> None:
     root = make_release(tmp_path)
     for path in sorted(root.glob("*/*/testing/*_0.png")):
         path.rename(path.with_name(path.name.replace("_0.png", ".png")))
@@ -187,7 +187,7 @@ def test_one_mask_shows_its_order() -> None:
     assert order_of(in_sector(heart())) == "sector"
     # no class 4: what surrounds the cavity decides
     assert order_of(in_sector(heart(atrium=False))) == "sector"
-    # a cavity in a sector and a cavity in a wall are the same picture
+    # a cavity in a sector and a cavity in a wall are the same image
     lonely = np.where(heart() == 1, 1, 0).astype(np.uint8)
     assert order_of(in_sector(lonely)) is None
     assert order_of(np.where(heart() == 3, 0, heart())) is None
@@ -281,7 +281,7 @@ def test_what_is_broken_is_left_out_and_listed(tmp_path: Path) -> None:
     def path(view: str, kind: str, split: str = "training", variant: int = 0) -> Path:
         return root / view / kind / split / f"patient0001_{view}_{split}_{variant}.png"
 
-    path("2CH_ED", "images").write_bytes(b"no picture")
+    path("2CH_ED", "images").write_bytes(b"no image")
     huge_png(path("2CH_ED", "images", variant=1))
     path("2CH_ES", "annotations").unlink()
     path("2CH_ES", "images", variant=1).unlink()
@@ -297,8 +297,8 @@ def test_what_is_broken_is_left_out_and_listed(tmp_path: Path) -> None:
     problems = check_cohort(root)
     listed = sorted(zip(problems.problem, problems.file.str.split("/").str[:2].str.join("/"), strict=True))
     assert listed == [
+        ("missing image", "2CH_ES/images"),
         ("missing mask", "2CH_ES/annotations"),
-        ("missing picture", "2CH_ES/images"),
         ("shape mismatch", "4CH_ED/annotations"),
         ("unreadable file", "2CH_ED/images"),
         ("unreadable file", "2CH_ED/images"),
@@ -309,7 +309,7 @@ def test_what_is_broken_is_left_out_and_listed(tmp_path: Path) -> None:
         read_cohort(root, strict=True)
     with pytest.warns(CohortWarning, match="check_cohort"):
         frames = read_cohort(root)
-    assert len(frames) == 24 - 4  # the cut picture's header is whole
+    assert len(frames) == 24 - 4  # the cut image's header is whole
     assert frames.labels.isna().sum() == 1
     with pytest.raises(CohortError, match="no mask"):
         load_labels(frames[frames.labels.isna()].iloc[0])

@@ -117,7 +117,7 @@ def test_scores_have_one_row_a_mask_and_strategy(study: Path) -> None:
     scores = pd.read_parquet(study / CELL / "scores.parquet")
     counts = pd.read_csv(study / "runs/smoke/phantom-smoke/01_cohort/counts.csv").set_index("split")
     keys = ["strategy", "patient", "view", "phase", "structure"]
-    assert len(scores) == 2 * 4 * counts.loc["test", "pictures"]
+    assert len(scores) == 2 * 4 * counts.loc["test", "images"]
     assert not scores.duplicated(keys).any()
     assert scores["dice"].between(0, 1).all()
     means = scores[scores["structure"] != "epicardium"].groupby("strategy")["dice"].mean()

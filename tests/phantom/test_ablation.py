@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.phantom.ablation import ablation
 from echovlsm import STRUCTURES
-from echovlsm.phantom import INGREDIENTS
+from echovlsm.phantom.versions import INGREDIENTS
 from echovlsm.study.answers import Records
 from echovlsm.study.plan import HELD_OUT, NOTHING, PHANTOM, VALIDATION, Run, study
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.phantom import simus
-from echovlsm.phantom import VERSIONS
+from echovlsm.phantom.versions import VERSIONS
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "data/results/phantom"

@@ -17,7 +17,7 @@ from echovlsm.evaluation.clinical import ejection_fraction, measure, volume
 from echovlsm.phantom import acoustics, anatomy, beam
 from echovlsm.phantom import cohort as phantom
 from echovlsm.phantom.anatomy import Tissue, heart_coordinates
-from echovlsm.phantom.beam import BEAMS, RANGES, picture_shape
+from echovlsm.phantom.beam import BEAMS, RANGES, image_shape
 from echovlsm.phantom.patient import Patient
 
 SEED = 20
@@ -44,7 +44,7 @@ def patients() -> list[Patient]:
 
 
 @pytest.fixture(scope="module")
-def pictures(patients: list[Patient]) -> list[Frames]:
+def images(patients: list[Patient]) -> list[Frames]:
     return [_frames(p, i) for i, p in enumerate(patients)]
 
 
@@ -86,8 +86,8 @@ def test_speckle_widens_with_depth_in_millimetres() -> None:
     assert near < middle < deep
 
 
-def test_cavity_is_smaller_and_wall_thicker_in_systole(pictures: list[Frames]) -> None:
-    for i, frames in enumerate(pictures):
+def test_cavity_is_smaller_and_wall_thicker_in_systole(images: list[Frames]) -> None:
+    for i, frames in enumerate(images):
         for view in VIEWS:
             ed, es = frames[view, "ED"], frames[view, "ES"]
             assert (es.labels == 1).sum() < (ed.labels == 1).sum(), f"patient {i} {view}"
@@ -96,28 +96,26 @@ def test_cavity_is_smaller_and_wall_thicker_in_systole(pictures: list[Frames]) -
             assert es.heart.length < ed.heart.length, "the valve plane descends"
 
 
-def test_ejection_fraction_of_labels_is_the_drawn_one(
-    patients: list[Patient], pictures: list[Frames]
-) -> None:
+def test_ejection_fraction_of_labels_is_the_drawn_one(patients: list[Patient], images: list[Frames]) -> None:
     drawn = np.array([p.ejection_fraction for p in patients])
-    measured = np.array([ejection_fraction(_volume(f, "ED"), _volume(f, "ES")) for f in pictures])
+    measured = np.array([ejection_fraction(_volume(f, "ED"), _volume(f, "ES")) for f in images])
     assert np.ptp(drawn) > 30, "the sample must hold low and normal ejection fractions"
     assert np.abs(measured - drawn).max() < 3
     assert abs((measured - drawn).mean()) < 1
 
 
-def test_volumes_lie_in_a_plausible_range(pictures: list[Frames]) -> None:
-    volumes = [_volume(frames, "ED") for frames in pictures]
+def test_volumes_lie_in_a_plausible_range(images: list[Frames]) -> None:
+    volumes = [_volume(frames, "ED") for frames in images]
     assert 70 < np.median(volumes) < 130  # mL; Lang et al. 2015: 106 +- 22 in men, 76 +- 15 in women
     assert min(volumes) > 35
     assert max(volumes) < 260
 
 
-def test_intensity_order_in_aggregate(patients: list[Patient], pictures: list[Frames]) -> None:
+def test_intensity_order_in_aggregate(patients: list[Patient], images: list[Frames]) -> None:
     for quality in QUALITIES:
         shown = [
             f
-            for p, frames in zip(patients, pictures, strict=True)
+            for p, frames in zip(patients, images, strict=True)
             for (v, _), f in frames.items()
             if p.views[v].quality == quality
         ]
@@ -143,11 +141,11 @@ def test_quality_lowers_contrast(patients: list[Patient]) -> None:
         contrast[quality] = np.mean(values)
     assert contrast["good"] > 1.15 * contrast["medium"]
     assert contrast["medium"] > 1.15 * contrast["poor"]
-    assert contrast["poor"] > 0.2, "a poor picture still shows something"
+    assert contrast["poor"] > 0.2, "a poor image still shows something"
 
 
-def test_label_geometry(pictures: list[Frames]) -> None:
-    for i, frames in enumerate(pictures):
+def test_label_geometry(images: list[Frames]) -> None:
+    for i, frames in enumerate(images):
         for key, f in frames.items():
             where = f"patient {i} {key}"
             assert set(np.unique(f.labels)) == {0, 1, 2, 3}, where
@@ -161,8 +159,8 @@ def test_label_geometry(pictures: list[Frames]) -> None:
             assert rows[1] < rows[3], where
 
 
-def test_myocardium_is_open_at_the_base_and_the_atrium_lies_behind_the_valve(pictures: list[Frames]) -> None:
-    for i, frames in enumerate(pictures):
+def test_myocardium_is_open_at_the_base_and_the_atrium_lies_behind_the_valve(images: list[Frames]) -> None:
+    for i, frames in enumerate(images):
         for key, f in frames.items():
             height, width = f.labels.shape
             x, y = np.meshgrid(
@@ -177,16 +175,16 @@ def test_myocardium_is_open_at_the_base_and_the_atrium_lies_behind_the_valve(pic
             assert (f.labels[apex] == 2).all(), f"patient {i} {key}: no wall at the apex"
 
 
-def test_context_belongs_to_the_view(pictures: list[Frames]) -> None:
+def test_context_belongs_to_the_view(images: list[Frames]) -> None:
     right = [Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM]
-    shown = {v: np.mean([np.isin(f[v, "ED"].tissue, right).any() for f in pictures]) for v in VIEWS}
+    shown = {v: np.mean([np.isin(f[v, "ED"].tissue, right).any() for f in images]) for v in VIEWS}
     assert shown == {"2CH": 0.0, "4CH": 1.0}
 
 
-def test_picture_is_a_sector(pictures: list[Frames]) -> None:
-    for frames in pictures[:5]:
+def test_image_is_a_sector(images: list[Frames]) -> None:
+    for frames in images[:5]:
         for f in frames.values():
-            assert f.image.shape == f.labels.shape == f.tissue.shape == picture_shape(192) == (192, 234)
+            assert f.image.shape == f.labels.shape == f.tissue.shape == image_shape(192) == (192, 234)
             assert f.image.dtype == f.labels.dtype == np.uint8
             assert f.image[0, 0] == f.image[0, -1] == f.image[-1, 0] == 0, "black outside the sector"
             inside = f.image[100:180, 100:130]
@@ -231,24 +229,17 @@ def test_simulation_is_deterministic(patients: list[Patient]) -> None:
     assert phantom.draw_cohort_patient(SEED + 1, 7) != patients[7]
 
 
-def test_the_steps_one_by_one_make_the_same_image(patients: list[Patient]) -> None:
-    """From the room's face, as a notebook takes them."""
-    from echovlsm.phantom import acoustics, anatomy, beam, draw_cohort_patient
-
-    patient, rng = draw_cohort_patient(SEED, 4), np.random.default_rng(8)
-    heart = anatomy.make_heart(patient, "4CH", "ED", tuple(rng.normal(0, (0.8, 0.8, 0.015))))
-    recording = acoustics.recording_of(patient, "4CH")
-    tissue = anatomy.tissue_map(heart, *beam.sample_points(recording.depth, recording.opening, rng))
-    echoes = acoustics.polar_picture(tissue, recording, rng, anatomy.hinge_points(heart))
-    image = beam.scan_convert(echoes, recording.opening, 128)
-    np.testing.assert_array_equal(image, phantom.simulate(patients[4], "4CH", "ED", 8, 128).image)
+def test_the_echoes_are_those_that_the_image_is_made_of(patients: list[Patient]) -> None:
+    frame = phantom.simulate(patients[4], "4CH", "ED", 8, 128)
+    image = beam.scan_convert(frame.echoes, patients[4].views["4CH"].opening, 128)
+    np.testing.assert_array_equal(image, frame.image)
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 200, 256])
 def test_size_changes_the_spacing_and_not_the_heart(patients: list[Patient], size: int) -> None:
     f = phantom.simulate(patients[2], "4CH", "ED", 1, size)
     reference = phantom.simulate(patients[2], "4CH", "ED", 1, 192)
-    assert f.image.shape == picture_shape(size)
+    assert f.image.shape == image_shape(size)
     assert f.spacing * size == pytest.approx(patients[2].views["4CH"].depth)
     area, expected = ((p.labels == 1).sum() * p.spacing**2 for p in (f, reference))
     assert area == pytest.approx(expected, rel=0.05)
@@ -377,7 +368,7 @@ def test_envelope_is_that_of_filtered_complex_noise() -> None:
 @pytest.mark.parametrize("opening", [66, 75])
 def test_scan_conversion_interpolates_between_beams(opening: int) -> None:
     polar = np.random.default_rng(6).uniform(2, 255, (RANGES, BEAMS)).astype(np.float32)
-    inside, coordinates = beam.picture_grid(opening, 256)[2:]
+    inside, coordinates = beam.image_grid(opening, 256)[2:]
     expected = np.zeros(inside.shape)
     expected[inside] = ndimage.map_coordinates(polar, coordinates, order=1, mode="nearest")
     found = beam.scan_convert(polar, opening, 256)
@@ -413,10 +404,10 @@ def test_leaflets_are_found_wherever_their_points_lie() -> None:
             assert q[found].max() < size + 3
 
 
-def test_anatomy_lies_near_published_proportions(pictures: list[Frames]) -> None:
-    """Area shares of the structures in apical pictures, as in CAMUS (medians about 8, 8 and 5 %)."""
+def test_anatomy_lies_near_published_proportions(images: list[Frames]) -> None:
+    """Area shares of the structures in apical images, as in CAMUS (medians about 8, 8 and 5 %)."""
     medians = [
-        np.median([100 * (f.labels == k).mean() for fs in pictures for f in fs.values()]) for k in (1, 2, 3)
+        np.median([100 * (f.labels == k).mean() for fs in images for f in fs.values()]) for k in (1, 2, 3)
     ]
     assert medians == pytest.approx([8.3, 8.3, 4.9], abs=1.3)
 

@@ -10,17 +10,10 @@ import pytest
 import yaml
 
 from echovlsm.cohort import read_cohort
-from echovlsm.phantom import (
-    INGREDIENTS,
-    VERSIONS,
-    beam,
-    draw_cohort_patient,
-    require_phantom,
-    simulate,
-    write_phantom_cohort,
-)
+from echovlsm.phantom import beam, draw_cohort_patient, simulate, write_phantom_cohort
 from echovlsm.phantom.anatomy import Tissue
 from echovlsm.phantom.cohort import Phantom
+from echovlsm.phantom.versions import INGREDIENTS, VERSIONS, require_phantom
 
 PINNED = Path(__file__).with_name("pinned.json")
 """Means over 8 x 8 parts of a few images of each version, and the pixels of each of their labels."""
@@ -56,13 +49,6 @@ def _frames(patients: int = 6, version: int = 1, without: tuple[str, ...] = ()) 
 @pytest.fixture(scope="module")
 def whole() -> list[Phantom]:
     return _frames()
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_seed_and_a_version_are_one_image(version: int) -> None:
-    patient = draw_cohort_patient(1, 2)
-    one, again = (simulate(patient, "4CH", "ED", 7, 96, version).image for _ in range(2))
-    np.testing.assert_array_equal(one, again)
 
 
 def test_versions_differ_in_the_image_and_not_in_the_heart(whole: list[Phantom]) -> None:

@@ -14,7 +14,8 @@ from echovlsm import STRUCTURES
 from echovlsm.base import files
 from echovlsm.cohort.read import read_cohort
 from echovlsm.evaluation.predictions import EPICARDIUM
-from echovlsm.phantom import INGREDIENTS, require_phantom, write_phantom_cohort
+from echovlsm.phantom import write_phantom_cohort
+from echovlsm.phantom.versions import INGREDIENTS, require_phantom
 from echovlsm.study import queue
 from echovlsm.study.plan import (
     ALL,

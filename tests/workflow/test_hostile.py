@@ -35,8 +35,8 @@ from book.tools.freshness import BookError, page_facts
 from book.tools.tables import recorded_scores
 from echovlsm import models
 from echovlsm.base import cache
+from echovlsm.base.files import plain
 from echovlsm.base.run_folder import RunError, RunFolder
-from echovlsm.base.text import plain
 from echovlsm.cohort.files import CohortError
 from echovlsm.cohort.images import load_image
 from echovlsm.cohort.read import read_cohort
