@@ -632,8 +632,8 @@ SPOILT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "labels times 85": ("label", lambda p: nifti(p, some_labels() * np.uint8(85))),
     "one structure as 255": ("label", lambda p: nifti(p, (some_labels() == 1) * np.uint8(255))),
     "label 4": ("label", lambda p: nifti(p, some_labels() + np.uint8(1))),
-    "grey values of 0-1": ("picture", lambda p: nifti(p, (some_image() / 255).astype(np.float32))),
-    "Hounsfield units": ("picture", lambda p: nifti(p, np.full(SIZE, -1024, np.int16))),
+    "grey values of 0-1": ("image", lambda p: nifti(p, (some_image() / 255).astype(np.float32))),
+    "Hounsfield units": ("image", lambda p: nifti(p, np.full(SIZE, -1024, np.int16))),
     "interpolated": ("range", lambda p: nifti(p, labels_or_image(p) * np.float32(0.9))),
     "NaN": ("range", lambda p: nifti(p, np.full(SIZE, np.nan, np.float32))),
     "a film": ("unreadable file", lambda p: nifti(p, np.zeros((5, *SIZE), np.uint8))),
@@ -665,8 +665,8 @@ def test_a_folder_in_which_every_second_file_is_spoilt_is_listed_whole_and_left_
         kind, spoil = SPOILT[name]
         spoil(path)
         if kind:
-            kind = ("label" if end else "picture") if kind == "range" else kind
-            kind = f"{kind} out of range" if kind in ("label", "picture") else kind
+            kind = ("label" if end else "image") if kind == "range" else kind
+            kind = f"{kind} out of range" if kind in ("label", "image") else kind
             # of a pair that differs in size the mask is named
             file = path if kind != "shape mismatch" else stem.with_name(stem.name.replace(".nii", "_gt.nii"))
             expected[file.relative_to(root).as_posix()] = kind
@@ -695,4 +695,4 @@ def test_a_folder_in_which_every_second_file_is_spoilt_is_listed_whole_and_left_
 
 def _fits(kind: str, end: str) -> bool:
     """Whether a way of spoiling makes sense for an image (`end` empty) or a mask."""
-    return {"unlikely pixel size": end == "", "picture": end == "", "label": end == "_gt"}.get(kind, True)
+    return {"unlikely pixel size": end == "", "image": end == "", "label": end == "_gt"}.get(kind, True)
