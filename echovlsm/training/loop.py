@@ -156,7 +156,7 @@ def fit(
     ValueError
         `schedule` or `keep` is not known, a count is below 1, `steps` is no multiple of `look_every`, the
         learning rate is negative, or the settings of a plateau contradict each other.
-    echovlsm.base.RunError
+    echovlsm.base.provenance.RunError
         `mixed_precision` is ``fp16``, and there is no GPU.
     echovlsm.base.files.InUseError
         Another process trains in `folder`.
