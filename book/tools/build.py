@@ -29,7 +29,7 @@ from book.tools import reliability as book_reliability
 from book.tools import tables as book_tables
 from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts, page_facts, prose_line
 from echovlsm.base import files, paths
-from echovlsm.study import freshness
+from echovlsm.study import execution
 
 __all__ = ["BookError", "PageFacts", "build", "notebook_pages", "stage", "toc_pages"]
 
@@ -157,7 +157,7 @@ def stage(
         shutil.copy(root / name, out / name)
     (out / "_config.yml").write_text(yaml.safe_dump(_settings(root), sort_keys=False, allow_unicode=True))
 
-    freshness.cohort_digest.cache_clear()
+    execution.cohort_digest.cache_clear()
     facts, shown = [], {}
     for page in pages:
         source = sources[page]
@@ -497,7 +497,7 @@ def record_command(
 ) -> None:
     """Write down what an execution depended on, beside the executed notebook."""
     try:
-        typer.echo(freshness.record_freshness(executed, notebook, device=device))
+        typer.echo(execution.record_freshness(executed, notebook, device=device))
     except BookError as error:
         typer.echo(f"book: {error}", err=True)
         raise typer.Exit(1) from None

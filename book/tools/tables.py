@@ -15,7 +15,7 @@ from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
 from echovlsm.base import files, plain
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
-from echovlsm.study import answer_text, answers, real_figures
+from echovlsm.study import answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
     """
     records = answers.Records(root / "data" / "results" / "camus" / "study")
     real, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
-    lines = [f"**{answer_text.headline(records)}** {real}"]
+    lines = [f"**{answers.headline(records)}** {real}"]
     if (scores := recorded_scores(root)) is not None:
         (row,) = statistics.summary(scores.assign(every=""), ("every",), resamples=2000).to_dict("records")
         lines.append(
@@ -120,11 +120,8 @@ def rehearsal(root: Path) -> str:
     folder = root / "data" / "results" / "camus" / "full-exercise"
     if not folder.is_dir():
         return "No rehearsal is on record here."
-    rows, checks = real_figures.rehearsals(folder)
+    rows, checks = answers.rehearsals(folder)
     shown = rows.map(lambda value: f"{value:.4g}").rename_axis("model").reset_index()
-    shown.columns = [
-        name.replace("pictures a step", "images per step").replace("picture", "image") for name in shown
-    ]
     told = checks.rename_axis("check").reset_index()
     return "\n\n".join(
         [

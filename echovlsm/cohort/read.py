@@ -207,7 +207,7 @@ def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
     the correspondence was established: each published score tells the true area of its mask, and the areas
     of old testing patient i agree best with those of the i-th listed patient. That is an earlier finding,
     stated with the data that this study was built on and not computed here: for all 50 a mean difference
-    (share of the image) below 0.003, the next best patient above 0.0036. `published.runs.check_identity` does
+    (share of the image) below 0.003, the next best patient above 0.0036. `published.scores` does
     it again where the testing images are. The map itself is computed from the list, not typed.
 
     Parameters
