@@ -8,7 +8,7 @@ of `scores.load_settings` names file and commit. What the recorded scores tell o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +21,7 @@ from echovlsm.published.headlines import GAIN, HEADLINES, given
 from echovlsm.published.statistics import two_trainings
 
 
-def encoder_gradients(seed: int = 0) -> pd.DataFrame:
+def encoder_gradients() -> pd.DataFrame:
     """Which parts of Transformers' CLIPSeg get a gradient when every parameter asks for one.
 
     `CLIPSegForImageSegmentation.forward` runs both CLIP encoders under `torch.no_grad()` (4.31.0 as pinned by
@@ -39,15 +39,10 @@ def encoder_gradients(seed: int = 0) -> pd.DataFrame:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {"vocab_size": 64, "max_position_embeddings": 8}
+    tokens |= {"bos_token_id": 0, "eos_token_id": 63, "pad_token_id": 1}
     config = CLIPSegConfig(
-        text_config=text
-        | {
-            "vocab_size": 64,
-            "max_position_embeddings": 8,
-            "bos_token_id": 0,
-            "eos_token_id": 63,
-            "pad_token_id": 1,
-        },
+        text_config=text | tokens,
         vision_config=text | {"image_size": 32, "patch_size": 8},
         projection_dim=16,
         reduce_dim=8,
@@ -56,7 +51,7 @@ def encoder_gradients(seed: int = 0) -> pd.DataFrame:
         extract_layers=[0, 1],
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = CLIPSegForImageSegmentation(config).train()
         model.requires_grad_(True)
         images, words = torch.randn(2, 3, 32, 32), torch.tensor([[1, 2, 63], [3, 4, 63]])
@@ -80,7 +75,7 @@ def encoder_gradients(seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def one_channel_loss(seed: int = 0) -> pd.DataFrame:
+def one_channel_loss() -> pd.DataFrame:
     """Dice + cross entropy of one output channel, as MONAI 1.2.0 had it and as the installed MONAI has it.
 
     MONAI 1.2.0's `DiceCELoss` always took `torch.nn.CrossEntropyLoss`, which is minus the sum over channels
@@ -99,7 +94,7 @@ def one_channel_loss(seed: int = 0) -> pd.DataFrame:
     import torch
     from monai.losses import DiceCELoss
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 1, 16, 16, generator=generator).requires_grad_()
     target = (torch.rand(2, 1, 16, 16, generator=generator) > 0.5).float()
     loss = DiceCELoss(lambda_dice=1.0, lambda_ce=0.2)
@@ -111,9 +106,7 @@ def one_channel_loss(seed: int = 0) -> pd.DataFrame:
         (gradient,) = torch.autograd.grad(entropy, logits, allow_unused=True, retain_graph=True)
         total = dice + 0.2 * entropy
         if method == loss.bce and not torch.isclose(total, loss(probabilities, target)):
-            raise RuntimeError(
-                f"MONAI {monai.__version__} no longer takes binary cross entropy for one channel"
-            )
+            raise RuntimeError(f"{installed} no longer takes binary cross entropy for one channel")
         rows.append(
             {
                 "version": version,
@@ -130,23 +123,12 @@ PHOTO_OF_A_CAT: tuple[int, ...] = (49406, 320, 1125, 539, 320, 2368, 49407)
 """`a photo of a cat` in CLIP's vocabulary: start, five words, end."""
 
 
-def padding_mask(
-    tokens: Sequence[int] = PHOTO_OF_A_CAT, length: int = 77, padded_with: int = 49407
-) -> pd.DataFrame:
+def padding_mask(padded_with: int = 49407) -> pd.DataFrame:
     """What CRIS's decoder masks when the tokenizer pads with another number than the model looks for.
 
     CRIS hides from its attention every token equal to 0, which its own tokenizer pads with. The authors'
-    pipeline tokenizes with Hugging Face's CLIP tokenizer, which pads with the end-of-text token, 49407. A
-    random attention layer shows what then reaches the image.
-
-    Parameters
-    ----------
-    tokens
-        Ids of one prompt, start and end included.
-    length
-        To which it is padded.
-    padded_with
-        The tokenizer's padding.
+    pipeline tokenizes with Hugging Face's CLIP tokenizer, which pads with the end-of-text token, 49407
+    (`padded_with`). A random attention layer shows what then reaches the image.
 
     Returns
     -------
@@ -156,6 +138,7 @@ def padding_mask(
     """
     import torch
 
+    tokens, length = PHOTO_OF_A_CAT, 77
     ids = torch.full((1, length), padded_with)
     ids[0, : len(tokens)] = torch.tensor(tokens)
     padding = torch.arange(length) >= len(tokens)
@@ -183,10 +166,9 @@ def padding_mask(
 def label_order(labels: np.ndarray) -> dict[int, str]:
     """Which number stands for which structure in a label map, told from the shapes alone.
 
-    The authors' script that splits the synthetic label maps assumes 1 cavity, 2 myocardium, 3 atrium. Which
-    order the folder has that it names by default can be settled by running this on its files: the myocardium
-    is a horseshoe (fills least of its convex hull); of the two cavities the atrium lies lower in an upright
-    image.
+    The authors' script that splits the synthetic label maps assumes 1 cavity, 2 myocardium, 3 atrium; run
+    this on the files of its folder to see which order they have. The myocardium is a horseshoe (fills least
+    of its convex hull); of the two cavities the atrium lies lower in an upright image.
 
     Parameters
     ----------

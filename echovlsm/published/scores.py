@@ -78,15 +78,15 @@ def load_tables() -> pd.DataFrame:
 
 
 def load_claims() -> pd.DataFrame:
-    """The paper's claims, in its order of subjects, one row per claim.
+    """The paper's claims, one row per claim.
 
     Returns
     -------
     DataFrame
         `id`; `fact` (number in the list of claims that the study started from; NA: found later); `claim` (a
         few words of the paper); `place` (section, table or figure); `given` (what stands there), `value` and
-        `p` (its numbers; NaN where there is none); `section` (label of the section of notebook 07 that
-        computes it); `ours` (strategies of our runs that bear on it: one, or two to subtract; may be empty).
+        `p` (its numbers; NaN: none); `section` (of notebook 07 that computes it); `ours` (strategies of our
+        runs that bear on it: none, one, or two to subtract).
     """
     numbers = ["fact", "value", "p"]
     absent = dict.fromkeys(numbers, "")
@@ -159,8 +159,7 @@ def fetch_scores(cache: str | os.PathLike[str] | None = None, base_url: str = BA
     Parameters
     ----------
     cache
-        Folder; by default pooch's cache of the user. What is there and right is not fetched again; what is
-        there and not right is.
+        Folder; by default pooch's cache of the user. What is there and right is not fetched again.
     base_url
         Where the repository's files lie.
 
@@ -312,10 +311,7 @@ def read_scores(scores: str, camus: str = "") -> tuple[pd.DataFrame, Path | None
 def add_quality(
     scores: pd.DataFrame, frames: pd.DataFrame, mapping: Mapping[str, str] | pd.Series
 ) -> pd.DataFrame:
-    """Scores with `quality` (of the view; NA where unknown), which the authors' files do not hold.
-
-    `frames` is the frames table of the public release, `mapping` that of `legacy_testing_map`.
-    """
+    """Scores with the `quality` of the view that the public release's frames have (NA where unknown)."""
     known = frames.drop_duplicates(["patient", "view"]).set_index(["patient", "view"])["quality"]
     keys = zip(scores["legacy_test_patient"].map(dict(mapping)), scores["view"], strict=True)
     return scores.assign(quality=pd.array([known.get(key, pd.NA) for key in keys], dtype="string"))
@@ -338,7 +334,7 @@ def check_identity(
     Parameters
     ----------
     frames
-        Frames table of `cohort.read_cohort`; its rows with split `test` and a mask are used.
+        Of `read_cohort`; its rows with split `test` and a mask are used.
     scores, mapping
         Of `load_scores`, and old testing number to patient, of `legacy_testing_map`.
 
@@ -398,8 +394,7 @@ def load_results(
     """Tables of an earlier computation, by name, and where they come from (`source.yaml`)."""
     folder = Path(folder) if folder else data_folder() / "results"
     if not (folder / "source.yaml").is_file():
-        raise PublishedError(
-            f"results: nothing recorded in {folder}; run echovlsm published compute --scores PATH"
-        )
+        remedy = "run echovlsm published compute --scores PATH"
+        raise PublishedError(f"results: nothing recorded in {folder}; {remedy}")
     tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
     return tables, yaml.safe_load((folder / "source.yaml").read_text())

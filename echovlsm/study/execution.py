@@ -57,8 +57,6 @@ def execute(
         Source notebook with a cell tagged `parameters`.
     out
         Where the executed notebook goes. A failed one is kept beside it as `*.failed.ipynb`.
-    parameters
-        Values for any of the declared parameters.
     look
         Whether cells tagged `LOOK` are executed; where they are not, the notebook that is kept says so.
 
@@ -102,12 +100,7 @@ def execute(
 
 
 def schedule(folder: str | Path) -> pd.DataFrame:
-    """When which notebook was executed, as Papermill wrote it into the executed notebooks.
-
-    Parameters
-    ----------
-    folder
-        Folder of executed notebooks, at any depth; failed ones are left out.
+    """When which notebook below a folder was executed, as Papermill wrote it into them; not failed ones.
 
     Returns
     -------
@@ -170,10 +163,9 @@ def freshness_parts(
     root
         The project.
     notebook
-        The notebook's source, of which the cells count, not outputs or metadata.
+        The source, of which the cells count, not outputs or metadata.
     parameters
-        The parameters of its execution; `cohort`, `weights`, `results`, `benchmarks` and `phantom_results`
-        name folders whose content counts.
+        Of its execution; `cohort`, `weights` and those of `recorded` name folders whose content counts.
     executed
         The executed notebook; the `weights/` beside it count where there is no parameter `weights`.
 

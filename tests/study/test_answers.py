@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -246,6 +247,4 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
         answers.plot_worth(answers.patients_saved(records))
         answers.plot_doubling(records, answers.doubling(records))
         answers.plot_curves(words.learning_curves(records), 0.8)
-    import matplotlib.pyplot as plt
-
     plt.close("all")

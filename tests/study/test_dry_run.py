@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,8 +82,6 @@ def test_a_run_that_can_start_is_told_and_nothing_is_written(site: Path, values:
 
 
 def test_the_cache_is_as_before_afterwards(values: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     dry_run.dry_run(values(), measure=False)
     assert os.environ["ECHOVLSM_CACHE"].endswith("cache")
     monkeypatch.delenv("ECHOVLSM_CACHE")
@@ -156,23 +156,16 @@ def test_absent_testing_patients_matter_only_if_they_are_to_be_scored(
     values: Callable, phantom_cohort: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(phantom_cohort, tmp_path / "c")
-    (tmp_path / "c/cohort.yaml").write_text(
-        yaml.safe_dump(
-            {
-                k: v
-                for k, v in yaml.safe_load((phantom_cohort / "cohort.yaml").read_text()).items()
-                if k != "frames"
-            }
-        )
-    )
+    meta = yaml.safe_load((phantom_cohort / "cohort.yaml").read_text())
+    meta.pop("frames", None)
+    (tmp_path / "c/cohort.yaml").write_text(yaml.safe_dump(meta))
     for name in (tmp_path / "c/database_split/subgroup_testing.txt").read_text().split():
         shutil.rmtree(tmp_path / "c/database_nifti" / name)
     table = dry_run.dry_run(values(cohort=str(tmp_path / "c")), measure=False)
     assert _failed(table) == ["cohort", "absent patients"]
     assert "evaluate_on=val" in _row(table, "cohort")["remedy"]
-    assert (
-        _failed(dry_run.dry_run(values(cohort=str(tmp_path / "c"), evaluate_on="val"), measure=False)) == []
-    )
+    others = dry_run.dry_run(values(cohort=str(tmp_path / "c"), evaluate_on="val"), measure=False)
+    assert _failed(others) == []
 
 
 def test_a_structure_that_no_mask_shows_is_named(values: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,18 +320,16 @@ def test_the_exit_status_tells(site: Path, phantom_cohort: Path) -> None:
     assert "there are: camus, " in unknown.output
 
 
-def test_a_parameter_is_given_in_two_words_or_one(site: Path, phantom_cohort: Path) -> None:
+def test_a_parameter_is_given_in_two_words_or_one_and_the_table_had_as_csv(
+    site: Path, phantom_cohort: Path
+) -> None:
     start = ["dry-run", "smoke", "--cohort", phantom_cohort, "--no-measure", "--csv", "-p", "threads", "1"]
-    assert call(*start, "-p", "prompt", "P3").output == call(*start, "-p", "prompt=P3").output
-
-
-def test_the_table_can_be_had_as_csv(site: Path, phantom_cohort: Path) -> None:
-    import io
-
-    words = ["smoke", "--cohort", phantom_cohort, "--no-measure", "--csv", "-p", "threads", "1"]
-    table = pd.read_csv(io.StringIO(call("dry-run", *words).stdout))
+    two, one = call(*start, "-p", "prompt", "P3").stdout, call(*start, "-p", "prompt=P3").stdout
+    assert two == one
+    table = pd.read_csv(io.StringIO(two))
     assert list(table.columns) == ["check", "value", "ok", "remedy"]
     assert table["ok"].all()
+    assert "P3: " in _row(table, "prompts")["value"]
 
 
 def test_a_profile_is_named_or_given_as_a_file(site: Path) -> None:
