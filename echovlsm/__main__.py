@@ -167,7 +167,7 @@ def rehearse(
     with _told():
         changes = _changes(cohort, weights, parameter)
         whole = study.dry_run.settings(profile, changes)
-        values = study.dry_run.settings(profile, {**study.rehearsal.TWO_STEPS, **changes, **_pairs(here)})
+        values = study.dry_run.settings(profile, {**study.dry_run.TWO_STEPS, **changes, **_pairs(here)})
         if not values["run"]:
             values["run"] = f"runs/{values['profile']}/rehearsal-{values['model']}"
         base.provenance.set_up(values["threads"], values["seed"])
@@ -175,11 +175,11 @@ def rehearse(
     typer.echo(study.dry_run.report(table))
     if not table["ok"].all():
         raise typer.Exit(1)
-    made = study.rehearsal.rehearse(values)
-    typer.echo(study.rehearsal.summary(made))
+    made = study.dry_run.rehearse(values)
+    typer.echo(study.dry_run.summary(made))
     if record:
         before = study.dry_run.dry_run(whole)
-        typer.echo(study.rehearsal.put_on_record(made, table, before, record, remark))
+        typer.echo(study.dry_run.put_on_record(made, table, before, record, remark))
 
 
 @app.command("study")
@@ -199,7 +199,7 @@ def real_study(
     with _told():
         wanted = study.queue.chosen(block)
         base.provenance.set_up(1, 0)
-        there = study.queue.Study(cohort, folder, records, study.plan.Recipe())
+        there = study.queue.Study(cohort, folder, records)
         left = study.queue.left(wanted, there, study.queue.measured_rates(there))
         typer.echo(left.to_string(index=False, float_format="{:.0f}".format))
         if not dry_run:

@@ -64,7 +64,8 @@ def sources() -> list[Path]:
 
 def room_of(file: Path) -> str:
     """The room that a file belongs to; empty for the package's own two files and what lies outside it."""
-    return file.parent.name if file.is_relative_to(PACKAGE) and file.parent != PACKAGE else ""
+    inside = file.is_relative_to(PACKAGE) and file.parent != PACKAGE
+    return file.relative_to(PACKAGE).parts[0] if inside else ""
 
 
 def users() -> list[Path]:

@@ -26,7 +26,7 @@ import yaml
 from book.tools import pages, reliability, tables
 from book.tools.freshness import BookError, PageFacts, page_facts, prose_line
 from echovlsm.base import files, paths
-from echovlsm.study import freshness
+from echovlsm.study import execution
 
 # The theme asks for icon fonts early, across origins: a browser refuses that for a book opened as a file.
 _FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\s*')
@@ -107,7 +107,7 @@ def stage(
         shutil.copy(root / name, out / name)
     (out / "_config.yml").write_text(yaml.safe_dump(_settings(root), sort_keys=False, allow_unicode=True))
 
-    freshness.cohort_digest.cache_clear()
+    execution.cohort_digest.cache_clear()
     facts, shown = [], {}
     for page in notebooks:
         if page in missing:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from echovlsm.base import files, paths
-from echovlsm.study import freshness
+from echovlsm.study import execution
 
-BookError = freshness.BookError
+BookError = execution.BookError
 plain = files.plain
 RECORDED = "as recorded in"
 """How the cohort of a page begins that trains nothing and shows results on record."""
@@ -50,8 +50,8 @@ class PageFacts:
 
 def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
     """How an executed notebook came about, and whether what it depended on is still the same."""
-    _, papermill, run = freshness.read_executed(executed)
-    path = freshness.record_path(executed)
+    papermill, run = execution.read_executed(executed)
+    path = execution.record_path(executed)
     remedy = "delete it, or execute the notebook again"
     record = files.read_json(path, BookError, remedy) if path.is_file() else {}
     if record.get("executed") != papermill.get("end_time"):
@@ -59,9 +59,9 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
     parameters = record.get("parameters") or {**run.get("parameters", {}), **papermill.get("parameters", {})}
     state, changed = UNKNOWN, ()
     if record:
-        profile = freshness.profile_in(root, parameters)
+        profile = execution.profile_in(root, parameters)
         now = parameters | {name: profile[name] for name in record["from_profile"] if name in profile}
-        parts = freshness.freshness_parts(root, root / f"{page}.ipynb", now, executed)
+        parts = execution.freshness_parts(root, root / f"{page}.ipynb", now, executed)
         changed = tuple(
             name
             for name, part in record["parts"].items()
@@ -106,7 +106,7 @@ def _cohort_words(root: Path, parameters: Mapping[str, Any], run: Mapping[str, A
     if not cohort and "cohort" in run:
         return str(run["cohort"])
     if not cohort:
-        return f"{RECORDED} {results}" if (results := freshness.recorded(parameters)) else UNKNOWN
+        return f"{RECORDED} {results}" if (results := execution.recorded(parameters)) else UNKNOWN
     folder = paths.resolve(cohort, root)
     meta = folder / "cohort.yaml"
     remedy = "copy the cohort again, or execute the notebook on another"
@@ -129,4 +129,4 @@ def prose_line(root: Path, file: Path) -> str:
     if last and not edited:
         return f"Last changed {last}"
     told = f"Changed since {last}" if last else "Not committed"
-    return f"{told} · file `{freshness.digest(file.read_bytes())}`"
+    return f"{told} · file `{execution.digest(file.read_bytes())}`"

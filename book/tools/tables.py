@@ -6,7 +6,6 @@ A page says where with a mark, `<!-- generated: NAME -->`, alone on a line.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts, plain
 from echovlsm.base import figures, files
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
-from echovlsm.study import answer_figures, answer_text, answers, real_figures
+from echovlsm.study import answers
 
 AGE_BANDS: tuple[int, ...] = (0, 50, 65, 130)
 """Limits in years of the age groups."""
@@ -100,7 +99,7 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
     """
     records = answers.Records(root / STUDY)
     real, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
-    lines = [f"**{answer_text.headline(records)}** {real}"]
+    lines = [f"**{answers.headline(records)}** {real}"]
     if (scores := recorded_scores(root)) is not None:
         (row,) = statistics.summary(scores.assign(every=""), ("every",), resamples=2000).to_dict("records")
         lines.append(
@@ -128,18 +127,14 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
 def budget(root: Path, target: Path) -> str:
     """The annotation budget on real hearts as a figure, drawn to `target`; empty without records.
 
-    The title says how much is on record, and of one seed that it is no finding.
+    The title says what was found, and of one seed that it is no finding.
     """
     records = answers.Records(root / STUDY)
     points = answers.budget_points(records)
     if points.empty:
         return ""
     figures.use_style()
-    figure = answer_figures.plot_budget(points)
-    count = len(records.plan) - len(records.missing)
-    title = f"{count} of {len(records.plan)} runs on record:"
-    found = textwrap.fill(answer_text.budget_title(answers.budget_gains(records)), 55)
-    figure.axes[0].set_title(f"{title}\n{found}")
+    figure = answers.plot_budget(points, answers.budget_gains(records))
     record = next(iter(records.found.values()))
     figures.stamp(figure, record["scale"], record["cohort"], "real")
     with files.appearing(target) as partial:
@@ -150,6 +145,8 @@ def budget(root: Path, target: Path) -> str:
     )
     if single := int((points["seeds"] == 1).sum()):
         told += f" Hollow: one training, which is no finding ({single} of {len(points)} points)."
+    count, planned = len(records.plan) - len(records.missing), len(records.plan)
+    told += f" {count} of the study's {planned} runs are on record."
     told += f" See {{doc}}`chapter 09 </notebooks/{_TOLD[0]}>`."
     return f":::{{figure}} {target.name}\n:alt: {figures.describe(figure)}\n\n{told}\n:::"
 
@@ -201,11 +198,8 @@ def rehearsal(root: Path) -> str:
     folder = root / "data" / "results" / "camus" / "full-exercise"
     if not folder.is_dir():
         return "No rehearsal is on record here."
-    rows, checks = real_figures.rehearsals(folder)
+    rows, checks = answers.rehearsals(folder)
     shown = rows.map(lambda value: f"{value:.4g}").rename_axis("model").reset_index()
-    shown.columns = [
-        name.replace("pictures a step", "images per step").replace("picture", "image") for name in shown
-    ]
     return "\n\n".join(
         [
             "*Random weights, two steps: this shows that everything runs, and is not a result.*",

@@ -56,7 +56,7 @@ def modules(*rooms: str, package: Path | None = None) -> list[Path]:
     package = package or Path(__file__).parents[1]
     return [
         *package.glob("__init__.py"),
-        *(p for room in below(*rooms) for p in sorted((package / room).glob("*.py"))),
+        *(p for room in below(*rooms) for p in sorted((package / room).rglob("*.py"))),
     ]
 
 

@@ -192,8 +192,8 @@ def legacy_testing_map(root: str | os.PathLike[str]) -> pd.Series:
     The old release numbers its testing patients 1-50 again; the public one gives all 500 one numbering. Each
     published score tells the true area of its mask, and the areas of old testing patient i agree best with
     those of the i-th listed patient: for all 50 a mean difference (share of the image) below 0.003, the next
-    best patient above 0.0036. That is an earlier finding, not computed here;
-    `published.runs.check_identity` does it again where the testing images are.
+    best patient above 0.0036. That is an earlier finding, not computed here; `published.scores` does it
+    again where the testing images are.
 
     Parameters
     ----------

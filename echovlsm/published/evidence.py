@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from echovlsm.published.headlines import GAIN, HEADLINES, format_p
 from echovlsm.published.scores import EXTRA_RUN, load_claims, load_tables, registered
-from echovlsm.published.statistics import GAIN, HEADLINES, family, format_p, limit
+from echovlsm.published.statistics import family, limit
 
 Tables = Mapping[str, pd.DataFrame]
 

@@ -33,6 +33,8 @@ HEADLINES: dict[str, dict[str, Any]] = {
 GAIN = "PT-FT vs real"
 CELL = ["strategy", "model", "prompt"]
 DRAWS = 10_000
+FLOOR = 1 / (DRAWS + 1)
+"""The smallest p-value that so many draws can give."""
 
 
 def given(test: str) -> tuple[float, float]:
@@ -150,3 +152,15 @@ def by_patient(scores: pd.DataFrame, strategy: str) -> pd.DataFrame:
     part = scores[scores["strategy"] == strategy]
     name = "patient" if "patient" in part else "legacy_test_patient"
     return part.pivot_table(index=name, columns=["model", "prompt"], values="dice")
+
+
+def format_p(p: float) -> str:
+    """A p-value of `DRAWS` draws: `show_p`, and one at the floor of the draws as an upper bound."""
+    return f"≤ {FLOOR:.0e}" if p <= FLOOR * (1 + 1e-6) else show_p(p)
+
+
+def show_p(p: float) -> str:
+    """A p-value in two digits, below 0.001 with an exponent; empty where there is none."""
+    if np.isnan(p):
+        return ""
+    return f"{p:.1e}" if p < 1e-3 else f"{p:.2g}"

@@ -5,10 +5,8 @@ runs x P0-P7 (synthetic: P0-P6), each of the 600 masks of CAMUS's 50 testing pat
 not part of this project: `load_scores` reads them from a file or folder, or downloads them at a pinned
 commit. Either way the content of each file is checked against `data/published/registry.csv`.
 
-What follows from them is in `echovlsm.published.statistics`, the claims ledger in
-`echovlsm.published.claims`, and what their code computed in `echovlsm.published.code`. `echovlsm published
-compute --scores PATH` writes the small tables of `data/published/results`, from which pages render where the
-scores are absent.
+Where the scores are absent pages render from the small tables of `data/published/results`, which `echovlsm
+published compute --scores PATH` writes (`load_results`).
 """
 
 from __future__ import annotations
@@ -23,26 +21,26 @@ import pandas as pd
 import yaml
 
 from echovlsm import PHASES, STRUCTURES, VIEWS
-from echovlsm.base import files, paths, provenance
+from echovlsm.base import paths
+from echovlsm.cohort import legacy_testing_map, load_labels, read_cohort
 
 REPOSITORY = "naamiinepal/synthetic-boost"
 COMMIT = "8adcde255207dc3b0c06a77b4ad9ca9dd0a7f67e"
 """A commit of the authors' repository that holds all 69 files of scores."""
 BASE_URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/"
 
-STRATEGIES: dict[str, str] = {
-    "real": "camus_metrics_reduce_lr",
-    "synthetic": "sdm_camus_metrics_reduce_lr",
-    "synth-PT:real-FT": "pt_on_sdm_camus_ft_on_camus_metrics_reduce_lr",
-}
-"""Strategy to the folder of its scores in the authors' repository."""
 EXTRA_RUN = "CLIPSeg (untabulated run)"
 """A run that the authors released and did not tabulate. What sets it apart is not recorded; the other run's
 folder ends in `_bs_128`, so that it may be the batch size."""
-MODELS: dict[str, str] = {"CLIPSeg": "clip_seg_bs_128", EXTRA_RUN: "clip_seg", "CRIS": "cris"}
-"""Model to its folder; the paper's tables are of the first and the last."""
 _OTHER_NAMES = {"CLIPSeg (batch size 16 run)": EXTRA_RUN}
 PAPER_MODELS: tuple[str, ...] = ("CLIPSeg", "CRIS")
+"""Models of the paper's tables."""
+
+PROMPT_FILES: dict[str, str] = {
+    "real": "prompts_camus_val.json",
+    "synthetic": "prompts_sdm_val_first600.json",
+}
+"""Cohort to the file of the authors' prompts, of 600 images each."""
 
 MASK: list[str] = ["legacy_test_patient", "view", "phase", "label"]
 """Columns that name one of the 600 masks."""
@@ -51,7 +49,9 @@ COLUMNS: list[str] = [
     *("dice", "iou", "hausdorff", "dice_of_all_foreground"),
 ]
 _FILE = "scores_per_image.csv.gz"
-_MASK_NAME = r"mask_(?P<label>\d)/(?P<patient>patient\d{4})_(?P<view>[24]CH)_(?P<phase>E[DS])_gt\.png$"
+_MASK_NAME = (
+    r"mask_(?P<label>\d)/(?P<legacy_test_patient>patient\d{4})_(?P<view>[24]CH)_(?P<phase>E[DS])_gt\.png$"
+)
 
 
 class PublishedError(ValueError):
@@ -78,20 +78,19 @@ def load_tables() -> pd.DataFrame:
 
 
 def load_claims() -> pd.DataFrame:
-    """The paper's claims, in its order of subjects, one row per claim.
+    """The paper's claims, one row per claim.
 
     Returns
     -------
     DataFrame
         `id`; `fact` (number in the list of claims that the study started from; NA: found later); `claim` (a
         few words of the paper); `place` (section, table or figure); `given` (what stands there), `value` and
-        `p` (its numbers; NaN where there is none); `section` (label of the section of notebook 07 that
-        computes it); `ours` (strategies of our runs that bear on it: one, or two to subtract; may be empty).
+        `p` (its numbers; NaN: none); `section` (of notebook 07 that computes it); `ours` (strategies of our
+        runs that bear on it: none, one, or two to subtract).
     """
     numbers = ["fact", "value", "p"]
-    table = pd.read_csv(
-        data_folder() / "claims.csv", keep_default_na=False, na_values=dict.fromkeys(numbers, "")
-    )
+    absent = dict.fromkeys(numbers, "")
+    table = pd.read_csv(data_folder() / "claims.csv", keep_default_na=False, na_values=absent)
     return table.astype({"fact": "Int64", "value": float, "p": float})
 
 
@@ -106,8 +105,8 @@ def load_settings() -> pd.DataFrame:
 def registered() -> pd.DataFrame:
     """The 69 files: `strategy, model, prompt, path` (in the repository), `rows`, `sha256` (of the content).
 
-    The hash is of the lines `mask,iou,dice,hausdorff`, four decimals, sorted: rows have no order of their own
-    in the authors' files, and their first column holds paths of the machine that wrote them.
+    The hash is of the lines `mask,iou,dice,hausdorff`, four decimals, sorted: in the authors' files rows have
+    no order of their own, and the first column holds paths of one machine.
     """
     return pd.read_csv(data_folder() / "registry.csv")
 
@@ -119,18 +118,17 @@ def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: boo
     ----------
     path_or_cache
         The table of all scores (`scores_per_image.csv.gz`) or the folder it lies in; or a folder with the
-        authors' files (their repository, or its folder `metrics`). None: download them, see `fetch_scores`.
+        authors' files (their repository, or its folder `metrics`). None: download them (`fetch_scores`).
     verify
         Compare each of the 69 contents with `data/published/registry.csv`.
 
     Returns
     -------
     DataFrame
-        41,400 rows: `strategy`, `model` (the paper's tables use `CLIPSeg` and `CRIS`), `prompt`,
-        `legacy_test_patient` (`patient0001`-`patient0050`, old numbering), `view`, `phase`, `label`,
-        `structure`; `dice` and `iou` (percent), `hausdorff` (100 x pixels of the 512 x 512 grid),
-        `dice_of_all_foreground` (percent: Dice of a mask that is foreground everywhere, hence the true area;
-        within 0.0002).
+        41,400 rows: `strategy`, `model`, `prompt`, `legacy_test_patient` (`patient0001`-`patient0050`, old
+        numbering), `view`, `phase`, `label`, `structure`; `dice` and `iou` (percent), `hausdorff` (100 x
+        pixels of the 512 x 512 grid), `dice_of_all_foreground` (percent: Dice of a mask that is foreground
+        everywhere, hence the true area; within 0.0002).
 
     Raises
     ------
@@ -138,7 +136,7 @@ def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: boo
         Nothing there, an incomplete or foreign file, or other content than the authors'.
     """
     path = fetch_scores() if path_or_cache is None else Path(path_or_cache).expanduser()
-    if path.is_dir() and (path / _FILE).is_file():
+    if (path / _FILE).is_file():
         path = path / _FILE
     if path.is_dir():
         scores = _read_repository(path)
@@ -156,13 +154,12 @@ def load_scores(path_or_cache: str | os.PathLike[str] | None = None, verify: boo
 
 
 def fetch_scores(cache: str | os.PathLike[str] | None = None, base_url: str = BASE_URL) -> Path:
-    """Download the authors' 69 files with pooch (7.6 MB) at the pinned commit; each is checked as it arrives.
+    """Download the authors' 69 files (7.6 MB) at the pinned commit; each is checked as it arrives.
 
     Parameters
     ----------
     cache
-        Folder; by default pooch's cache of the user. What is there and right is not fetched again; what is
-        there and not right is.
+        Folder; by default pooch's cache of the user. What is there and right is not fetched again.
     base_url
         Where the repository's files lie.
 
@@ -182,35 +179,28 @@ def fetch_scores(cache: str | os.PathLike[str] | None = None, base_url: str = BA
     cache = Path(cache) if cache else Path(pooch.os_cache("echovlsm")) / "synthetic-boost" / COMMIT[:10]
     cache = cache.expanduser().resolve()
 
-    def right(path: Path) -> bool:
+    def right(path: str) -> bool:
         try:
-            return (
-                content_hash(_read_metrics(path))
-                == registry.loc[path.relative_to(cache).as_posix(), "sha256"]
-            )
+            return content_hash(_read_metrics(cache / path)) == registry.loc[path, "sha256"]
         except PublishedError:
             return False
-
-    def check(name: str, action: str, _: Any) -> str:
-        if not right(Path(name)):
-            Path(name).unlink()
-            key = Path(name).relative_to(cache).as_posix()
-            raise PublishedError(f"scores: {base_url}{key} is not the authors' file; nothing of it was kept")
-        return name
 
     # not pooch's hash of the bytes: these hold paths and an order of rows that mean nothing
     store = pooch.create(path=cache, base_url=base_url, registry=dict.fromkeys(registry.index))
     pooch.get_logger().setLevel("WARNING")
     for path in registry.index:
-        if (cache / path).is_file() and not right(cache / path):
+        if (cache / path).is_file() and not right(path):
             (cache / path).unlink()  # a download that broke off: once more
         try:
-            store.fetch(path, processor=check)
+            store.fetch(path)
         except OSError as error:
             raise PublishedError(
                 f"scores: cannot download {base_url}{path} ({type(error).__name__}); get "
                 f"https://github.com/{REPOSITORY} by hand and give the parameter `scores` its folder"
             ) from error
+        if not right(path):
+            (cache / path).unlink()
+            raise PublishedError(f"scores: {base_url}{path} is not the authors' file; nothing of it was kept")
     return cache
 
 
@@ -221,12 +211,6 @@ def content_hash(part: pd.DataFrame) -> str:
         for r in part.itertuples()
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def scores_hash(scores: pd.DataFrame) -> str:
-    """One SHA-256 over the contents of all files, in order of strategy, model and prompt."""
-    groups = scores.groupby(["strategy", "model", "prompt"])
-    return hashlib.sha256("".join(content_hash(part) for _, part in groups).encode()).hexdigest()
 
 
 def _verify(scores: pd.DataFrame, path: Path) -> None:
@@ -245,14 +229,12 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         scores = pd.read_csv(path)
     except Exception as error:  # pandas also looks into archives, which fail in many ways
-        raise PublishedError(
-            f"scores: {path} is not a table that can be read ({error}); give {_FILE}"
-        ) from error
+        told = f"scores: {path} is not a table that can be read ({error}); give {_FILE}"
+        raise PublishedError(told) from error
     absent = [name for name in COLUMNS if name not in scores]
     if absent:
-        raise PublishedError(
-            f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}, give that file"
-        )
+        told = f"scores: {path} has no column {', '.join(absent)}; it is not {_FILE}, give that file"
+        raise PublishedError(told)
     return scores[COLUMNS].assign(model=scores["model"].replace(_OTHER_NAMES))
 
 
@@ -278,7 +260,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
         names = table["filename"].str.extract(_MASK_NAME)
-        result = names.rename(columns={"patient": "legacy_test_patient"}).assign(
+        result = names.assign(
             label=names["label"].astype(int),
             dice=table["dice"],
             iou=table["iou"],
@@ -293,7 +275,46 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     return result
 
 
+def read_scores(scores: str, camus: str = "") -> tuple[pd.DataFrame, Path | None, pd.DataFrame | None]:
+    """The authors' scores as notebook 07's parameters name them.
+
+    Parameters
+    ----------
+    scores
+        Their file or folder, or ``download``.
+    camus
+        The public release, from which the image qualities are; empty: without.
+
+    Returns
+    -------
+    table : DataFrame
+        Of `load_scores`, with `quality` where there is a release.
+    prompts : Path or None
+        The folder of the authors' prompt files, where they lie beside the scores.
+    frames : DataFrame or None
+        The frames table of the release.
+    """
+    place = None if scores == "download" else paths.resolve(scores)
+    folder = place.parent if place and place.is_file() else place
+    here = folder and all((folder / name).is_file() for name in PROMPT_FILES.values())
+    table, frames = load_scores(place), None
+    if camus:
+        root = paths.resolve(camus)
+        mapping, frames = legacy_testing_map(root), read_cohort(root)
+        table = add_quality(table, frames, mapping)
+    return table, folder if here else None, frames
+
+
 # -- whose images these are -------------------------------------------------------------------------------
+
+
+def add_quality(
+    scores: pd.DataFrame, frames: pd.DataFrame, mapping: Mapping[str, str] | pd.Series
+) -> pd.DataFrame:
+    """Scores with the `quality` of the view that the public release's frames have (NA where unknown)."""
+    known = frames.drop_duplicates(["patient", "view"]).set_index(["patient", "view"])["quality"]
+    keys = zip(scores["legacy_test_patient"].map(dict(mapping)), scores["view"], strict=True)
+    return scores.assign(quality=pd.array([known.get(key, pd.NA) for key in keys], dtype="string"))
 
 
 def true_areas(scores: pd.DataFrame) -> pd.Series:
@@ -305,72 +326,75 @@ def true_areas(scores: pd.DataFrame) -> pd.Series:
     return (dice / (2 - dice)).rename("share")
 
 
+def check_identity(
+    frames: pd.DataFrame, scores: pd.DataFrame, mapping: Mapping[str, str] | pd.Series
+) -> pd.DataFrame:
+    """Compare the areas behind the published scores with those of the testing patients' masks.
+
+    Parameters
+    ----------
+    frames
+        Of `read_cohort`; its rows with split `test` and a mask are used.
+    scores, mapping
+        Of `load_scores`, and old testing number to patient, of `legacy_testing_map`.
+
+    Returns
+    -------
+    DataFrame
+        One row per old testing patient: `legacy_test_patient`, `patient` (of the mapping), `masks`,
+        `difference` (mean absolute difference of the areas' shares of the image), `nearest` (the patient
+        whose areas agree best), `next_best` (smallest difference to another patient), `agrees`.
+
+    Raises
+    ------
+    PublishedError
+        No testing images with masks among the frames, or none of the mapped patients.
+    """
+    testing = frames[(frames["split"] == "test") & frames["labels"].notna()]
+    if testing.empty:
+        raise PublishedError(
+            "frames: no testing image with a mask; the identity can only be checked with the whole public "
+            "release (its 50 testing patients)"
+        )
+    records = {}
+    for row in testing.itertuples():
+        labels = load_labels(row)
+        for value in STRUCTURES:
+            records[row.patient, (row.view, row.phase, value)] = float((labels == value).mean())
+    ours = pd.Series(records).unstack()
+    theirs = true_areas(scores).unstack(MASK[1:])
+    ours = ours.reindex(columns=theirs.columns.to_flat_index())
+    known = [(old, new) for old, new in dict(mapping).items() if new in ours.index and old in theirs.index]
+    if not known:
+        raise PublishedError("mapping: none of its patients is among the testing images of the frames")
+    rows = []
+    for old, new in known:
+        gap = (ours - theirs.loc[old].to_numpy()).abs()
+        mean = gap.mean(axis=1)
+        rows.append(
+            {
+                "legacy_test_patient": old,
+                "patient": new,
+                "masks": int(gap.loc[new].notna().sum()),
+                "difference": float(mean[new]),
+                "nearest": str(mean.idxmin()),
+                "next_best": float(mean.drop(new).min()),
+                "agrees": bool(mean.idxmin() == new),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 # -- recorded results ----------------------------------------------------------------------------------------
-
-
-def save_results(
-    results: Mapping[str, pd.DataFrame], source: Mapping[str, Any], folder: str | os.PathLike[str]
-) -> None:
-    """Write tables as `<name>.csv` and where they come from as `source.yaml`; each whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        f"{name}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n")
-        for name, table in results.items()
-    }
-    texts["source.yaml"] = yaml.safe_dump(dict(source), sort_keys=False)
-    for name, text in texts.items():
-        with files.appearing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
 
 
 def load_results(
     folder: str | os.PathLike[str] | None = None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Tables of an earlier computation and where they come from (`source.yaml`).
-
-    Raises
-    ------
-    PublishedError
-        There are none.
-    """
+    """Tables of an earlier computation, by name, and where they come from (`source.yaml`)."""
     folder = Path(folder) if folder else data_folder() / "results"
     if not (folder / "source.yaml").is_file():
-        raise PublishedError(
-            f"results: nothing recorded in {folder}; run echovlsm published compute --scores PATH"
-        )
+        remedy = "run echovlsm published compute --scores PATH"
+        raise PublishedError(f"results: nothing recorded in {folder}; {remedy}")
     tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
     return tables, yaml.safe_load((folder / "source.yaml").read_text())
-
-
-def drift(fresh: Mapping[str, pd.DataFrame], recorded: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Names of tables that differ or that only one side has.
-
-    Tables are compared as `save_results` writes them. Numbers may differ by a millionth of themselves,
-    however small they are.
-    """
-    import io
-
-    differing = sorted(set(fresh) ^ set(recorded))
-    for name in sorted(set(fresh) & set(recorded)):
-        written = pd.read_csv(io.StringIO(fresh[name].to_csv(index=False, float_format="%.8g")))
-        try:
-            pd.testing.assert_frame_equal(written, recorded[name], rtol=1e-6, atol=0, check_dtype=False)
-        except AssertionError:
-            differing.append(name)
-    return differing
-
-
-def source_of(scores: pd.DataFrame) -> dict[str, Any]:
-    """What a computation rests on: repository, commit, hash of the scores' content, date, packages."""
-    from datetime import UTC, datetime
-
-    versions = provenance.package_versions()
-    return {
-        "repository": f"https://github.com/{REPOSITORY}",
-        "commit": COMMIT,
-        "scores_sha256": scores_hash(scores),
-        "rows": len(scores),
-        "computed": datetime.now(UTC).date().isoformat(),
-        "packages": {name: versions[name] for name in ("python", "numpy", "scipy", "pandas")},
-    }

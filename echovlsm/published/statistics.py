@@ -3,20 +3,22 @@
 Three things are put beside the paper's own tests (`headlines`): the 600 masks belong to 50 patients; the best
 of 16 cells was chosen after looking; and each cell is one training run.
 
-`compute` gives every table of `data/published/results` but the ledger. Everything is deterministic.
+Everything is deterministic.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from echovlsm import STRUCTURES
 from echovlsm.evaluation import statistics
-from echovlsm.published import code as published_code
 from echovlsm.published.headlines import (
     CELL,
     DRAWS,
@@ -26,28 +28,32 @@ from echovlsm.published.headlines import (
     headline_tests,
     selection_tests,
 )
-from echovlsm.published.headlines import given as given  # for the chapter, beside the tests
-from echovlsm.published.scores import EXTRA_RUN, MASK, PAPER_MODELS, load_tables, true_areas
+from echovlsm.published.scores import (
+    EXTRA_RUN,
+    MASK,
+    PAPER_MODELS,
+    PROMPT_FILES,
+    PublishedError,
+    load_tables,
+    true_areas,
+)
 
 FACTORS: tuple[str, ...] = ("all", "structure", "view", "phase", "quality")
 WORDED = "with words"
 """In place of a prompt: each mask's mean over the prompts with words (P1-P7; synthetic: P1-P6)."""
 _DRAWS_WITHIN = 2_000
 _WORDED = [f"P{level}" for level in range(1, 8)]
-FLOOR = 1 / (DRAWS + 1)
-"""The smallest p-value that so many draws can give."""
 
 
 def compute(scores: pd.DataFrame, prompts: str | os.PathLike[str] | None = None) -> dict[str, pd.DataFrame]:
-    """Every table that pages show, by name: one for each function of this module, and `words_of_p6`.
+    """Every table that pages show but the ledger, by name.
 
     Parameters
     ----------
     scores
-        `scores.load_scores`'s table; with a column `quality` (`runs.add_quality`) comparisons by
-        quality are among the tables.
+        Of `load_scores`; with a column `quality` comparisons by quality are among the tables.
     prompts
-        Folder of the authors' prompts, for `code.words_of_p6`; None: without that table.
+        Folder of the authors' prompts, for `words_of_p6`; None: without that table.
     """
     comparisons = compare_all(scores)
     tables = {
@@ -60,19 +66,7 @@ def compute(scores: pd.DataFrame, prompts: str | os.PathLike[str] | None = None)
         "empty_prompt": empty_prompt(scores),
         "facts": facts(scores),
     }
-    return tables if prompts is None else tables | {"words_of_p6": published_code.words_of_p6(prompts)}
-
-
-def format_p(p: float) -> str:
-    """A p-value of `DRAWS` draws: `show_p`, and one at the floor of the draws as an upper bound."""
-    return f"≤ {FLOOR:.0e}" if p <= FLOOR * (1 + 1e-6) else show_p(p)
-
-
-def show_p(p: float) -> str:
-    """A p-value in two digits, below 0.001 with an exponent; empty where there is none."""
-    if np.isnan(p):
-        return ""
-    return f"{p:.1e}" if p < 1e-3 else f"{p:.2g}"
+    return tables if prompts is None else tables | {"words_of_p6": words_of_p6(prompts)}
 
 
 def check_cells(scores: pd.DataFrame) -> pd.DataFrame:
@@ -84,18 +78,14 @@ def check_cells(scores: pd.DataFrame) -> pd.DataFrame:
         One row per cell of Table 2: `strategy, model, prompt, given_mean, given_sd`, `mean`, `sd` (masks,
         n - 1), `n`, `equal` (`yes`, `no`, `not released`, `N/A in the paper`): equal to two decimals.
     """
-    given = (
-        load_tables().query("encoders == 'unfrozen'").rename(columns=lambda c: c.replace("dice_", "given_"))
-    )
-    found = scores.groupby(CELL)["dice"].agg(["mean", "std", "size"])
-    found.columns = ["mean", "sd", "n"]
+    given = load_tables().query("encoders == 'unfrozen'")
+    given = given.rename(columns=lambda name: name.replace("dice_", "given_"))
+    found = scores.groupby(CELL)["dice"].agg(mean="mean", sd="std", n="size")
     table = given[[*CELL, "given_mean", "given_sd"]].join(found, on=CELL)
     same = [np.isclose(table[name].round(2), table[f"given_{name}"], atol=1e-6) for name in ("mean", "sd")]
-    table["equal"] = np.select(
-        [table["given_mean"].isna(), table["n"].isna(), same[0] & same[1]],
-        ["N/A in the paper", "not released", "yes"],
-        "no",
-    )
+    states = {"N/A in the paper": table["given_mean"].isna(), "not released": table["n"].isna()}
+    states["yes"] = same[0] & same[1]
+    table["equal"] = np.select(list(states.values()), list(states), "no")
     table["n"] = table["n"].astype("Int64")
     return table.reset_index(drop=True)
 
@@ -190,15 +180,11 @@ def pooled_gains(comparisons: pd.DataFrame) -> pd.DataFrame:
         points of Dice), `low`, `high` (95 % of the mean, whole patients drawn; NaN for Table 3).
     """
     table = comparisons[(comparisons["test"] == GAIN) & (comparisons["factor"] == "all")]
-    means = (
-        load_tables()
-        .query("encoders == 'frozen'")
-        .pivot(index=["model", "prompt"], columns="strategy", values="dice_mean")
-    )
+    means = load_tables().query("encoders == 'frozen'")
+    means = means.pivot(index=["model", "prompt"], columns="strategy", values="dice_mean")
     frozen = (means[HEADLINES[GAIN]["a"]] - means[HEADLINES[GAIN]["b"]]).rename("difference").reset_index()
     rows = []
-    sources = (("Table 2, scores", table), ("Table 3, means only", frozen))
-    for source, part in sources:
+    for source, part in (("Table 2, scores", table), ("Table 3, means only", frozen)):
         for model, cells in part.groupby("model"):
             gains = cells.loc[cells["prompt"].isin(_WORDED), "difference"]
             pooled = cells[cells["prompt"] == WORDED]
@@ -239,9 +225,9 @@ def two_trainings(rows: pd.DataFrame, strategies: Sequence[str]) -> pd.Series:
     """How far two CLIPSeg trainings lie apart whose encoders were not trained (settings may differ).
 
     A gain is a difference of two trainings, too. Where nothing but the repetition differed, 95 % of such
-    differences would lie within about twice their root mean square: `limit`. Everything that is compared with
-    the spread is compared with it. Cells of one model on the same masks are not independent, so nothing is
-    divided by their number, and the range of `rms` (chi-square) is narrower than it should be.
+    differences would lie within about twice their root mean square: `limit`. Cells of one model on the same
+    masks are not independent, so nothing is divided by their number, and the range of `rms` (chi-square) is
+    narrower than it should be.
 
     Parameters
     ----------
@@ -254,8 +240,7 @@ def two_trainings(rows: pd.DataFrame, strategies: Sequence[str]) -> pd.Series:
     -------
     Series
         `cells` (CLIPSeg, prompts with words), `mean`, `sd`, `p_mean` (t-test of the mean against zero: do the
-        rows lean to one side?), `rms`, `rms_low`, `rms_high` (95 %), `limit` (2 x `rms`); all but the first
-        and `p_mean` in points of Dice.
+        rows lean to one side?), `rms`, `rms_low`, `rms_high` (95 %), `limit` (2 x `rms`); points of Dice.
     """
     from scipy.stats import chi2, ttest_1samp
 
@@ -313,27 +298,92 @@ def empty_prompt(scores: pd.DataFrame) -> pd.DataFrame:
 
 def facts(scores: pd.DataFrame) -> pd.DataFrame:
     """Single numbers that pages and the ledger use: `name, value`."""
-    found = published_code.hausdorff_unit(scores)
-    best = (
-        scores[scores["model"].isin(PAPER_MODELS)].groupby(CELL)["dice"].mean().groupby("strategy").idxmax()
-    )
-    for strategy, cell in best.items():
-        key = tuple(cell)
-        part = scores.set_index(CELL).sort_index().loc[key]
+    found = hausdorff_unit(scores)
+    means = scores[scores["model"].isin(PAPER_MODELS)].groupby(CELL)["dice"].mean()
+    cells = scores.set_index(CELL).sort_index()
+    for strategy, cell in means.groupby("strategy").idxmax().items():
+        part = cells.loc[tuple(cell)]
         low, high = statistics.bootstrap_interval(part["dice"], part["legacy_test_patient"])
         found |= {
             f"best {strategy}": float(part["dice"].mean()),
             f"best {strategy} low": low,
             f"best {strategy} high": high,
         }
-    worst = scores.query("strategy == 'synthetic' and prompt != 'P0'").groupby(["model", "prompt", "label"])[
-        "dice"
-    ]
-    found["lowest synthetic dice of a structure"] = float(worst.mean().min())
+    synthetic = scores.query("strategy == 'synthetic' and prompt != 'P0'")
+    worst = synthetic.groupby(["model", "prompt", "label"])["dice"].mean().min()
+    found["lowest synthetic dice of a structure"] = float(worst)
     return pd.DataFrame({"name": list(found), "value": [float(value) for value in found.values()]})
 
 
-def family(comparisons: pd.DataFrame, test: str, factor: str = "all") -> pd.DataFrame:
+def family(comparisons: pd.DataFrame, test: str) -> pd.DataFrame:
     """The paper's own cells of one test: both models, every prompt, no pooled rows, not the extra run."""
-    rows = comparisons[(comparisons["test"] == test) & (comparisons["factor"] == factor)]
+    rows = comparisons[(comparisons["test"] == test) & (comparisons["factor"] == "all")]
     return rows[(rows["model"] != EXTRA_RUN) & (rows["prompt"] != WORDED)]
+
+
+def words_of_p6(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """What P6 says that P5 does not, counted in the authors' own prompts.
+
+    Returns
+    -------
+    DataFrame
+        `cohort` (real, synthetic), `pairs`, `says quality`, `says shape` (share of P6 prompts that name it
+        and whose P5 does not), `P5`, `P6` (an example).
+
+    Raises
+    ------
+    PublishedError
+        One of `PROMPT_FILES` is absent from `folder`, or not one of their prompts.
+    """
+    rows = []
+    for cohort, name in PROMPT_FILES.items():
+        path = Path(folder) / name
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
+            pairs = [(e["prompts"]["p5"][0], e["prompts"]["p6"][0]) for e in entries]
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise PublishedError(
+                f"prompts: {path} cannot be read as the authors' prompts ({type(error).__name__}); give the "
+                "folder that holds them"
+            ) from error
+        says = {
+            f"says {word}": float(np.mean([text in p6 and text not in p5 for p5, p6 in pairs]))
+            for word, text in (("quality", " image quality"), ("shape", " shape"))
+        }
+        rows.append({"cohort": cohort, "pairs": len(pairs), **says, "P5": pairs[0][0], "P6": pairs[0][1]})
+    return pd.DataFrame(rows)
+
+
+def hausdorff_unit(scores: pd.DataFrame) -> dict[str, Any]:
+    """What the column `hausdorff` counts, told from its values.
+
+    The squared distance of two pixels is a whole number. And a true mask's area, its share of the image
+    (from `dice_of_all_foreground`) times the number of pixels, must be one too: that tells the grid.
+
+    Returns
+    -------
+    dict
+        `hausdorff_whole_squares` (share of values whose (value / 100) squared is a whole number, within
+        rounding), `hausdorff_median_px`, `grid_side`, `grid_deviation` (mean distance of the areas from whole
+        numbers on a grid of this side), `grid_deviation_352`, `grid_deviation_416` (on the models' input
+        sizes; 0.25 is chance).
+    """
+    pixels = scores["hausdorff"] / 100
+    squares = pixels**2
+    off = (squares - squares.round()).abs()
+    # four decimals after multiplication by 100, or the seven digits of the authors' float32
+    whole = (off <= 2 * pixels * 1e-6 + 1e-9) | (off <= 2.4e-7 * squares)
+    share = true_areas(scores)
+
+    def deviation(width: int) -> float:
+        areas = share * width**2
+        return float((areas - areas.round()).abs().mean())
+
+    return {
+        "hausdorff_whole_squares": float(whole.mean()),
+        "hausdorff_median_px": float(pixels.median()),
+        "grid_side": 512,
+        "grid_deviation": deviation(512),
+        "grid_deviation_352": deviation(352),
+        "grid_deviation_416": deviation(416),
+    }

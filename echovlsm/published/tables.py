@@ -1,24 +1,23 @@
-"""Tables and sentences of notebook 07, worded for readers; the numbers are `statistics`'s."""
+"""What notebook 07 shows, worded for readers: tables, sentences, and figures with their titles.
+
+The numbers are those of `statistics` and `claims`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from echovlsm.published.runs import Beside
-from echovlsm.published.scores import load_tables
-from echovlsm.published.statistics import (
-    GAIN,
-    HEADLINES,
-    family,
-    format_p,
-    limit,
-    show_p,
-    two_trainings,
-)
+from echovlsm.base import figures
+from echovlsm.published.claims import Beside
+from echovlsm.published.headlines import GAIN, HEADLINES, format_p, show_p
+from echovlsm.published.scores import EXTRA_RUN, load_tables
+from echovlsm.published.statistics import WORDED, by_group, family, limit
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -57,17 +56,13 @@ HEADINGS: dict[str, str] = {
 """Column of a recorded table to its heading on the page."""
 
 _WORDS = {True: "yes", False: "no", "synth-PT:real-FT": "PT-FT"}
+_LOOKS = {"CLIPSeg": ("o", -0.15), "CRIS": ("s", 0.15)}
 
 
 def readable(table: pd.DataFrame, headings: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A table with headings for readers, yes and no for truth values, and PT-FT for the released name.
 
-    Parameters
-    ----------
-    table
-        Of `statistics` or `code`.
-    headings
-        Besides or in place of `HEADINGS`.
+    `headings` come besides or in place of `HEADINGS`.
     """
     shown = table.copy()
     for name in shown:
@@ -85,10 +80,10 @@ def source_table(source: Mapping[str, Any], origin: str) -> pd.DataFrame:
     return pd.DataFrame({"": told})
 
 
-def without_quality(results: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The tables without comparisons by image quality, as they are on record."""
-    every = results["comparisons"]
-    return {**results, "comparisons": every[every["factor"] != "quality"]}
+def map_table(mapping: Mapping[str, str] | pd.Series) -> pd.DataFrame:
+    """The old testing patients and the public release's, ten to a row."""
+    named = [f"{int(old[7:])} → {int(new[7:])}" for old, new in dict(mapping).items()]
+    return pd.DataFrame(np.reshape(named, (-1, 10)))
 
 
 def side_by_side(cells: pd.DataFrame) -> pd.DataFrame:
@@ -115,32 +110,16 @@ def comparison(comparisons: pd.DataFrame, test: str, other: str) -> Styler:
     return table.style.format({**formats, "max": format_p})
 
 
-def trainings_apart(spread: pd.DataFrame) -> pd.DataFrame:
-    """How far two CLIPSeg trainings lie apart (`two_trainings`): one row per strategy and per test."""
-    sets = {"real": ["real"], "synthetic": ["synthetic"], "PT-FT": ["synth-PT:real-FT"]}
-    sets |= {f"both of {name}": [test["a"], test["b"]] for name, test in HEADLINES.items()}
-    return pd.DataFrame({name: two_trainings(spread, strategies) for name, strategies in sets.items()}).T
+def groups(comparisons: pd.DataFrame) -> Styler:
+    """Both comparisons within structures, views and phases (qualities where known), prompts with words."""
+    table = readable(by_group(comparisons).sort_values("test", kind="stable"))
+    digits = dict.fromkeys(["difference", "95 % low", "95 % high"], "{:+.2f}")
+    return table.style.format(digits | dict.fromkeys(["p, patients", "Holm"], show_p))
 
 
-def apart_text(apart: pd.DataFrame, claimed: float, gain: float) -> str:
-    """The gain beside the difference of two trainings, in words; `apart` is that of `trainings_apart`."""
-    leaning = apart[~apart.index.str.startswith("both")].query("p_mean < 0.05")
-    leans = "".join(
-        f" The rows of {name} lean to one side (mean {row['mean']:+.2f}, t-test over "
-        f"cells p = {row['p_mean']:.3f}), as another setting would make them."
-        for name, row in leaning.iterrows()
-    )
-    row = apart.loc[f"both of {GAIN}"]
-    return (
-        "Over the two strategies that the gain compares, the two trainings differ by "
-        f"{row['rms']:.2f} points (root mean square; {row['rms_low']:.2f} to {row['rms_high']:.2f}). "
-        f"Twice that is the limit, {row['limit']:.2f}. The gain is {claimed:+.2f} as given and {gain:+.2f} "
-        f"recomputed: {gain / row['limit']:.2f} of the limit.{leans}"
-    )
-
-
-def gains_text(gains: pd.DataFrame, between_trainings: float) -> str:
+def gains_text(results: Mapping[str, pd.DataFrame]) -> str:
     """The estimates of the mean gain in words, and what they are not compared with."""
+    gains, between_trainings = results["gains"], limit(results["spread"], GAIN)
     lowest, highest = gains["mean"].min(), gains["mean"].max()
     clipseg = gains[gains["model"].str.startswith("CLIPSeg")].set_index("from")["mean"]
     sources = ("Table 2, scores", "Table 3, means only", "scores, in no table")
@@ -155,29 +134,8 @@ def gains_text(gains: pd.DataFrame, between_trainings: float) -> str:
     )
 
 
-def grid_text(facts: Mapping[str, float]) -> str:
-    """On which grid the masks were scored, in words."""
-    text = (
-        "{hausdorff_whole_squares:.1%} of the values, divided by 100, are roots of whole numbers; the median "
-        "is {hausdorff_median_px:.0f} pixels. On a grid of side {grid_side:.0f} the true masks' areas lie "
-        "{grid_deviation:.3f} from whole numbers, on average; on the models' input sizes "
-        "{grid_deviation_352:.2f} and {grid_deviation_416:.2f}, where chance gives 0.25. {so}"
-    )
-    at_512 = facts["grid_deviation"] < 0.05 < facts["grid_deviation_352"]
-    so = "So they were scored at 512 × 512, the size that the paper states." if at_512 else ""
-    return text.format(**facts, so=so)
-
-
-def empty_prompt_text(rows: pd.DataFrame) -> str:
-    """How near the released runs with the empty prompt come to the exact union, in words."""
-    span = rows.groupby("model")[["dice", "correlation"]].agg(["min", "max"])
-    text = "{0} scores {1:.1f} to {2:.1f} (correlation with the union's Dice {3:.2f} to {4:.2f})"
-    told = "; ".join(text.format(name, *row) for name, *row in span.itertuples())
-    return f"The exact union would score {rows['union'].iloc[0]:.1f}. {told}."
-
-
 def beside_theirs(compared: Sequence[Beside]) -> Styler:
-    """Our runs beside the authors' of `runs.beside_theirs`: one row per run and structure."""
+    """Our runs beside the authors' of `claims.beside_theirs`: one row per run and structure."""
     rows = {(one.name, one.strategy, one.theirs): one.table.set_index("structure") for one in compared}
     table = readable(pd.concat(rows, names=["run", "our run", "their run"]), {"higher": "ours higher"})
     digits = dict.fromkeys(["ours", "theirs", "difference", "95 % low", "95 % high"], "{:.2f}")
@@ -236,7 +194,7 @@ def findings(
     Parameters
     ----------
     results
-        Tables of `statistics.compute`.
+        Of `claims.results_of`.
     survive
         Of `survival`.
     agree
@@ -271,14 +229,9 @@ def findings(
 
 
 def headline_text(head: pd.DataFrame) -> str:
-    """The two tests of the paper's text in words (Markdown): cells, p-value, difference, the paper's own.
+    """The two tests of the paper's text in words (Markdown), of `headline_tests`.
 
     Where the paper's text and the means of its Table 2 give different differences, both are told.
-
-    Parameters
-    ----------
-    head
-        Of `statistics.headline_tests`.
     """
     means = load_tables().query("encoders == 'unfrozen'").groupby("strategy")["dice_mean"].max()
     lines = []
@@ -319,11 +272,6 @@ def survival(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     The first three rows compare the model and prompt that is best in the first strategy with itself in the
     other; the next two use the paper's difference, whose cells may have different prompts; the last three
     count cells of `family`. The first four rows are truth values.
-
-    Parameters
-    ----------
-    results
-        Tables of `statistics.compute`.
     """
     head = results["headline"].groupby("test", sort=False).first()
     same = f"same prompt ({' / '.join(head['cell_a'])})"
@@ -352,3 +300,88 @@ def empty_prompt_lost(comparisons: pd.DataFrame) -> str:
     rows = family(comparisons, GAIN).query("prompt == 'P0' and difference < 0 and p_patient_holm < 0.05")
     told = " and ".join(f"{row.model} ({row.difference:+.2f})" for row in rows.itertuples())
     return f"{told} significantly lower" if told else "no model significantly lower"
+
+
+# -- figures --------------------------------------------------------------------------------------------
+
+
+def plot_gains(results: Mapping[str, pd.DataFrame]) -> Figure:
+    """Gain of PT-FT over real for each model and prompt with words, with intervals over patients.
+
+    The grey band: within it lie two CLIPSeg trainings (`statistics.limit`).
+    """
+    cells = family(results["comparisons"], GAIN)
+    cells = cells[cells["prompt"] != "P0"]
+    band = limit(results["spread"], GAIN)
+    colour = figures.STRATEGY_COLOURS[HEADLINES[GAIN]["a"]]
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.7), sharey=True)
+    for axis, (model, part) in zip(axes, cells.groupby("model"), strict=True):
+        axis.axhspan(-band, band, color="#DDDDDD", label="two CLIPSeg trainings\n(settings may differ)")
+        axis.axhline(0, color="#333333", linewidth=0.8)
+        bars = (part["difference"] - part["low"], part["high"] - part["difference"])
+        axis.errorbar(part["prompt"], part["difference"], bars, fmt="none", ecolor=colour)
+        for sure, fill in ((True, colour), (False, "white")):
+            some = part[(part["p_patient_holm"] < 0.05) == sure]
+            label = "p < 0.05 after Holm" if sure else "not significant"
+            axis.plot(some["prompt"], some["difference"], "o", mfc=fill, mec=colour, label=label)
+        axis.set_title(model)
+    axes[0].set_ylabel(f"{GAIN}, points of Dice")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    up = cells["difference"] > 0
+    clear = (up & (cells["p_patient_holm"] < 0.05)).sum()
+    told = f"{GAIN}, prompts with words: higher in {up.sum()} of {len(cells)} cells, significantly in {clear}"
+    figures.heading(figure, told)
+    return figure
+
+
+def plot_groups(comparisons: pd.DataFrame) -> Figure:
+    """Both comparisons over the prompts with words, of all masks and by group (quality if known)."""
+    rows = comparisons[(comparisons["prompt"] == WORDED) & (comparisons["model"] != EXTRA_RUN)]
+    names = {"all": "all masks", **figures.SHORT_NAMES}
+    rows = rows.assign(level=rows["level"].replace(names))
+    levels = list(dict.fromkeys([*names.values(), *rows["level"]]))
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 1.4 + 0.3 * len(levels)), sharey=True)
+    for axis, (test, part) in zip(axes, rows.groupby("test"), strict=True):
+        colour = figures.STRATEGY_COLOURS[HEADLINES[test]["a"]]
+        for model, (marker, offset) in _LOOKS.items():
+            own = part[part["model"] == model].set_index("level").loc[levels]
+            bars = (own["difference"] - own["low"], own["high"] - own["difference"])
+            style = {"fmt": marker, "color": colour, "mfc": colour if offset < 0 else "white"}
+            axis.errorbar(own["difference"], np.arange(len(levels)) + offset, xerr=bars, **style)
+        axis.axvline(0, color="#333333", linewidth=0.8)
+        axis.set(xlabel="difference, points of Dice", yticks=range(len(levels)), yticklabels=levels)
+        low, high = part["difference"].min(), part["difference"].max()
+        axis.set_title(f"{test}: {low:+.1f} to {high:+.1f}")
+    axes[0].invert_yaxis()
+    for model, (marker, offset) in _LOOKS.items():
+        fill = "#333333" if offset < 0 else "white"
+        axes[0].plot([], [], marker, color="#333333", mfc=fill, label=model)
+    figure.legend(loc="outside right center", fontsize=8)
+    axes[1].set_xlabel("difference, points of Dice (other scale)")
+    gain = rows.loc[rows["test"] == GAIN, "difference"].max()
+    without = rows[rows["test"] != GAIN]
+    worst = without.loc[without["difference"].idxmin()]
+    lost = f"{worst['model']} loses {-worst['difference']:.1f} at the {worst['level']}"
+    figures.heading(figure, f"Pretraining gains at most {gain:.1f} points; without real images {lost}")
+    return figure
+
+
+def plot_runs(beside: Beside) -> Figure:
+    """Our Dice over theirs, one point a mask; above the diagonal ours is better."""
+    whole, both = beside.table.iloc[0], beside.pairs[["ours", "theirs"]]
+    low = 10 * np.floor(both.quantile(0.01).min() / 10)
+    outside = int((both < low).any(axis=1).sum())
+    figure, axes = plt.subplots(figsize=(6, 4.4))
+    axes.plot([low, 100], [low, 100], color="#333333", linewidth=1)
+    for structure, colour in figures.STRUCTURE_COLOURS.items():
+        part = both[beside.pairs["structure"] == structure].clip(lower=low)
+        style = {"s": 9, "color": colour, "alpha": 0.7, "edgecolors": "none", "clip_on": False}
+        axes.scatter(part["theirs"], part["ours"], label=figures.SHORT_NAMES[structure], **style)
+    note = f"\n{outside} masks below the frame are drawn on its edge" if outside else ""
+    axes.set(xlim=(low, 101), ylim=(low, 101), aspect="equal")
+    axes.set_xlabel(f"Dice, the authors' {beside.theirs} (%){note}")
+    axes.set_ylabel(f"Dice, {beside.name} {beside.strategy} (%)")
+    interval = f"[{whole['low']:+.1f}, {whole['high']:+.1f}]"
+    axes.set_title(f"Ours {whole['difference']:+.1f} {interval} points of Dice on {whole['masks']:.0f} masks")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+    return figure

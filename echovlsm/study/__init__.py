@@ -1,7 +1,7 @@
 """The study: parameters in, executed notebooks, finished grids, recorded runs, answers out (06, 09, 10).
 
-`page.begin` begins a notebook, `execution` executes one, `grid` is a table of runs; `queue` carries out the
-runs on real hearts that `plan` lists, `answers` reads their records. Begin with `plan`.
+`begin` begins a notebook, `execution` executes one; `grid` is the grid of chapter 06; `queue` carries out the
+runs on real hearts that `plan` lists, `answers` says what their records say. Begin with `plan`.
 """
 
 import lazy_loader
@@ -9,25 +9,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
-        "answer_figures",
-        "answer_text",
-        "answers",
-        "benchmark_figures",
-        "dry_run",
-        "execution",
-        "freshness",
-        "grid",
-        "grid_figures",
-        "parameters",
-        "plan",
-        "pretrained",
-        "queue",
-        "real_figures",
-        "rehearsal",
-        "warm",
+        *("answers", "dry_run", "execution", "grid", "parameters", "pretrained", "queue"),
+        *("speed", "warm"),
     ],
-    submod_attrs={
-        "page": ["RunFolder", "begin"],
-        "parameters": ["may_draw_phantom"],
-    },
+    submod_attrs={"page": ["RunFolder", "begin"]},
 )

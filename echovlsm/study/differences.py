@@ -20,6 +20,8 @@ LEVEL, RESAMPLES, SEED = 0.95, 5000, 0
 FINDINGS: tuple[str, ...] = ("higher", "lower")
 """Verdicts that are findings."""
 
+NO_DIFFERENCE = "no difference shown"
+
 ONE_SEED, UNEQUAL = "one seed", "unequal steps"
 """Verdicts on differences that cannot be findings: of a single training, and of unequal compute."""
 
@@ -29,23 +31,20 @@ def weights(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
     return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
 
 
-def crossed(values: pd.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+def crossed(values: pd.DataFrame, resamples: int = RESAMPLES) -> np.ndarray:
     """Means of crossed bootstrap samples, float (resamples,).
 
-    Parameters
-    ----------
-    values
-        A row a seed, a column a scored patient: either is drawn with replacement, independently of the other.
+    Rows are seeds, columns scored patients; either is drawn with replacement, independently of the other.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     table = values.to_numpy(dtype=float)
     rows, columns = (weights(rng, count, resamples) for count in table.shape)
     return ((rows @ table) * columns).sum(axis=1)
 
 
-def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """Percentile interval of bootstrap samples, at `LEVEL`."""
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -84,8 +83,8 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The rows, `p_holm`, and `verdict`: ``higher`` or ``lower`` for a finding, ``no difference shown``, or
-        ``one seed`` where there are fewer than two.
+        The rows, `p_holm`, and `verdict`: one of `FINDINGS`, `NO_DIFFERENCE`, or `ONE_SEED` where there are
+        fewer than two.
     """
     table = pd.DataFrame(rows)
     if table.empty:
@@ -93,5 +92,5 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table["p_holm"] = statistics.holm(table["p"])
     clear = ((table["low"] > 0) | (table["high"] < 0)) & table["one_sign"] & (table["p_holm"] <= 1 - LEVEL)
     words = np.where(table["gain"] > 0, "higher", "lower")
-    table["verdict"] = np.where(table["seeds"] < 2, ONE_SEED, np.where(clear, words, "no difference shown"))
+    table["verdict"] = np.where(table["seeds"] < 2, ONE_SEED, np.where(clear, words, NO_DIFFERENCE))
     return table

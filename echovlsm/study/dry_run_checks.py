@@ -1,13 +1,12 @@
-"""What `echovlsm.study.dry_run` looks at: one function a subject, each with rows of the table of checks."""
+"""What the dry run looks at: one function a subject, each with rows of the table of checks."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,27 +22,22 @@ from echovlsm.cohort import (
 )
 from echovlsm.models import ModelError
 from echovlsm.prompts import attributes_of, level_for, prompts_for
-from echovlsm.study import run_costs
+from echovlsm.study.run_costs import Check, count_parameters, line
 from echovlsm.training import strategies
 
 if TYPE_CHECKING:
     from torch import nn
 
-_LEARNING = ("real", "synth-PT:real-FT", "joint")  # strategies that learn from the target's pictures
-_SAMPLE = 40  # pictures whose shapes are named for the length of prompts
+_LEARNING = ("real", "synth-PT:real-FT", "joint")  # strategies that learn from the target's images
+_SAMPLE = 40  # images whose shapes are named for the length of prompts
+_DECODED = 200  # masks of a synthetic cohort that are decoded
 
 
-class Check(NamedTuple):
-    """One thing looked at: what, what was found, whether a run can go on with it, and what to do if not."""
-
-    check: str
-    value: str
-    ok: bool
-    remedy: str = ""
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())
+def _spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spaced."""
+    if len(table) <= count:
+        return table
+    return table.iloc[np.linspace(0, len(table) - 1, count).astype(int)]
 
 
 # -- machine ----------------------------------------------------------------------------------------------
@@ -60,11 +54,12 @@ def check_machine(values: Mapping[str, Any]) -> list[Check]:
         found.append(Check("precision", precision, False, str(error)))
     names = ("profile", "cohort", "model", "prompt", "strategy", "encoders", "seed")
     run = RunFolder(values["run"] or paths.run_path(*(values[name] for name in names)))
-    state = run.record.get("status", "nothing there yet") if run.record else "nothing there yet"
     told = {
+        "": "nothing there yet",
         "started": "begun before; goes on if the settings are the same",
         "complete": "complete; not trained again if the settings are the same",
     }
+    state = run.record.get("status", "")
     return [*found, Check("run folder", f"{run.path.name}: {told.get(state, state)}", True)]
 
 
@@ -72,7 +67,7 @@ def check_machine(values: Mapping[str, Any]) -> list[Check]:
 
 
 def _needed(values: Mapping[str, Any]) -> set[str]:
-    """The official splits of the target from which a run reads pictures."""
+    """The official splits of the target from which a run reads images."""
     needed = {values["evaluate_on"]}
     if values["strategy"] in _LEARNING:
         needed |= {"train"} if values["holdout"] else {"train", "val"}
@@ -87,7 +82,7 @@ def check_cohort(values: Mapping[str, Any]) -> tuple[list[Check], pd.DataFrame |
     list of Check
         All that was looked at.
     DataFrame or None
-        The frames that a run reads, split as it splits them and with the column `scored`; None where there
+        The frames that a run reads, split as it splits them, those to be scored as ``test``; None where there
         are none.
     """
     folder = paths.resolve(values["cohort"])
@@ -99,40 +94,39 @@ def check_cohort(values: Mapping[str, Any]) -> tuple[list[Check], pd.DataFrame |
         limits = {values["evaluate_on"]: values["test_patients"]}
         scored = strategies.limit_patients(everything, limits, 0)
     except (CohortError, ValueError) as error:
-        return [Check("cohort", "cannot be used", False, _line(error))], None
+        return [Check("cohort", "cannot be used", False, line(error))], None
     meta, needed = everything.attrs["meta"], _needed(values)
-    found = []
     patients = everything.groupby("split")["patient"].nunique()
     told = ", ".join(f"{patients.get(split, 0)} {split}" for split in ("train", "val", "test"))
     lacking = sorted(split for split in needed if not patients.get(split, 0))
-    remedy = f"there is no {' and no '.join(lacking)} patient, but the run needs some"
+    remedy = f"there is no {' and no '.join(lacking)} patient, but the run needs some" if lacking else ""
     if values["evaluate_on"] in lacking:
         remedy += "; where the testing patients are not on disk, evaluate_on=val scores the others"
     kind = f"{meta['name']} ({meta['kind']})"
-    found.append(Check("cohort", f"{kind}: {told} patients", not lacking, remedy if lacking else ""))
+    found = [Check("cohort", f"{kind}: {told} patients", not lacking, remedy)]
     found += _absent(everything, needed)
     left_out = everything.attrs["left_out"]
     if left_out:
-        found.append(Check("broken files", f"{len(left_out)} reports", False, _line(left_out[0])))
+        found.append(Check("broken files", f"{len(left_out)} reports", False, line(left_out[0])))
 
     learned = divided[divided["split"].isin(("train", "val") if values["strategy"] in _LEARNING else ())]
     scored = scored[scored["split"] == values["evaluate_on"]].assign(split="test")
-    frames = pd.concat([learned.assign(scored=False), scored.assign(scored=True)], ignore_index=True)
+    frames = pd.concat([learned, scored], ignore_index=True)
     frames.attrs = everything.attrs
     if frames.empty:
         return found, None
-    pictures = frames.drop_duplicates("image").reset_index(drop=True)
+    images = frames.drop_duplicates("image").reset_index(drop=True)
     parts = frames.groupby("split")["patient"].nunique()
     words = {"train": "to learn from", "val": "to choose the epoch by", "test": "to score"}
     told = ", ".join(f"{parts[split]} {words[split]}" for split in words if split in parts)
-    odd = pictures.groupby("patient").size()
-    odd = odd[odd != 4]
+    each = images.groupby("patient").size()
+    odd = each[each != 4]
     remedy = f"{odd.index[0]} has {odd.iloc[0]}: copy the missing files" if len(odd) else ""
-    value = f"{told}; {len(pictures)} pictures"
+    value = f"{told}; {len(images)} images"
     value += f", {len(odd)} patients without all four" if len(odd) else ", four a patient"
     found.append(Check("patients", value, odd.empty, remedy))
-    found += _masks(pictures, "structures")
-    found += _metadata(values, pictures)
+    found.append(_masks(images, "structures"))
+    found += _metadata(values, images)
     return found, frames
 
 
@@ -148,58 +142,52 @@ def _absent(everything: pd.DataFrame, needed: set[str]) -> list[Check]:
     return [Check("absent patients", f"{told} listed without a folder", ok, remedy)]
 
 
-def _masks(pictures: pd.DataFrame, name: str, sample: int = 0) -> list[Check]:
-    """Decode pictures and masks: all of them, or an evenly spaced sample; which structures they show."""
+def _masks(images: pd.DataFrame, name: str, most: int | None = None) -> Check:
+    """Decode images and masks, all or at most so many: which structures do they show?"""
     from tqdm import tqdm
 
-    without = int(pictures["labels"].isna().sum())
-    if without:
-        first = pictures.loc[pictures["labels"].isna(), "image"].iloc[0]
-        value = f"{without} of {len(pictures)} pictures have no mask"
-        return [Check(name, value, False, f"copy the masks; the first that lacks is that of {first}")]
-    rows = pictures
-    if 0 < sample < len(pictures):
-        rows = pictures.iloc[np.linspace(0, len(pictures) - 1, sample).astype(int)]
+    without = images[images["labels"].isna()]
+    if len(without):
+        value = f"{len(without)} of {len(images)} images have no mask"
+        remedy = f"copy the masks; the first that lacks is that of {without['image'].iloc[0]}"
+        return Check(name, value, False, remedy)
+    rows = _spread(images, most or len(images))
     shown: Counter[int] = Counter()
-    bar = tqdm(rows.itertuples(), total=len(rows), desc=name, disable=not sys.stderr.isatty(), leave=False)
-    for row in bar:
+    for row in tqdm(rows.itertuples(), total=len(rows), desc=name, disable=None, leave=False):
         try:
             load_image(row)
             shown.update(int(value) for value in np.unique(load_labels(row)))
         except CohortError as error:
-            return [Check(name, "a file cannot be read", False, _line(error))]
-    looked = f"{len(rows)} masks" if rows is pictures else f"{len(rows)} of {len(pictures)} masks"
+            return Check(name, "a file cannot be read", False, line(error))
+    looked = f"{len(rows)} masks" if len(rows) == len(images) else f"{len(rows)} of {len(images)} masks"
     missing = [structure for value, structure in STRUCTURES.items() if not shown[value]]
-    few = [f"{s} in {shown[v]}" for v, s in STRUCTURES.items() if 0 < shown[v] < len(rows)]
-    value = f"no {' and no '.join(missing)} in {looked}" if missing else f"all {len(STRUCTURES)} in {looked}"
-    value = f"{looked}: {', '.join(few)}" if few and not missing else value
-    remedy = "labels must be those of CAMUS: 1 cavity, 2 myocardium, 3 atrium" if missing else ""
-    return [Check(name, value, not missing, remedy)]
+    if missing:
+        remedy = "labels must be those of CAMUS: 1 cavity, 2 myocardium, 3 atrium"
+        return Check(name, f"no {' and no '.join(missing)} in {looked}", False, remedy)
+    few = ", ".join(f"{s} in {shown[v]}" for v, s in STRUCTURES.items() if shown[v] < len(rows))
+    return Check(name, f"{looked}: {few}" if few else f"all {len(STRUCTURES)} in {looked}", True)
 
 
-def _metadata(values: Mapping[str, Any], pictures: pd.DataFrame) -> list[Check]:
+def _metadata(values: Mapping[str, Any], images: pd.DataFrame) -> list[Check]:
     """What is not known of patients, and of the pixels' size."""
-
-    names = ("sex", "age", "quality")
-    absent = {name: int(pictures[name].isna().sum()) for name in names}
+    absent = {name: int(images[name].isna().sum()) for name in ("sex", "age", "quality")}
     told = ", ".join(f"{count} without {name}" for name, count in absent.items() if count)
-    value = f"{told} of {len(pictures)} pictures" if told else "sex, age and quality of all"
-    level, synthetic = values["prompt"], is_synthetic(pictures)
-    said = attributes_of(level_for(level, synthetic), synthetic)
-    wanting = [name for name in said if absent.get(name)]
+    value = f"{told} of {len(images)} images" if told else "sex, age and quality of all"
+    level, synthetic = values["prompt"], is_synthetic(images)
+    wanting = [name for name in attributes_of(level_for(level, synthetic), synthetic) if absent.get(name)]
     ok = not wanting or values["missing"] == "omit"
     remedy = ""
     if not ok:
         remedy = f"{level} says {' and '.join(wanting)}: bring the Info_*.cfg files, or set missing to omit"
     elif wanting:
         value += f"; {level} leaves these clauses out"
-    found = [Check("metadata", value, ok, remedy)]
-    unknown = int(pictures[["spacing_y", "spacing_x"]].isna().any(axis=1).sum())
+    metadata = Check("metadata", value, ok, remedy)
+    unknown = int(images[["spacing_y", "spacing_x"]].isna().any(axis=1).sum())
     ok = values["score_size"] > 0 or not unknown
-    value = f"known of {len(pictures) - unknown} of {len(pictures)} pictures"
+    value = f"known of {len(images) - unknown} of {len(images)} images"
     value += f"; scored at {values['score_size']} pixels, without it" if values["score_size"] else ""
-    remedy = "" if ok else "distances in mm need it: bring pictures with their size, or set score_size to 512"
-    return [*found, Check("pixel size", value, ok, remedy)]
+    remedy = "" if ok else "distances in mm need it: bring images with their size, or set score_size to 512"
+    return [metadata, Check("pixel size", value, ok, remedy)]
 
 
 def check_synthetic(values: Mapping[str, Any]) -> tuple[list[Check], list[pd.DataFrame]]:
@@ -210,47 +198,46 @@ def check_synthetic(values: Mapping[str, Any]) -> tuple[list[Check], list[pd.Dat
     try:
         sources = strategies.read_synthetic(values)
     except (CohortError, ValueError) as error:
-        remedy = f"{_line(error)}; notebook 02 draws one, or name another: synthetic=FOLDER"
+        remedy = f"{line(error)}; notebook 02 draws one, or name another: synthetic=FOLDER"
         return [Check("strategy", f"{strategy}: a synthetic cohort cannot be used", False, remedy)], []
     found = []
     level = strategies.synthetic_level(values["prompt"], sources)
     if strategy == "synthetic" and level != values["prompt"]:
-        remedy = (
-            f"synthetic pictures have no quality and no {values['prompt']}; take P6, which adds the shape"
-        )
+        remedy = f"synthetic images have no quality and no {values['prompt']}; take P6, which adds the shape"
         found.append(Check("level", values["prompt"], False, remedy))
     for frames in sources:
         meta, splits = frames.attrs["meta"], frames["split"].value_counts()
-        lacking = [split for split in ("train", "val") if not splits.get(split, 0)]
-        lacking = [split for split in lacking if split == "train" or strategy != "joint"]
+        asked = ("train",) if strategy == "joint" else ("train", "val")
+        lacking = [split for split in asked if not splits.get(split, 0)]
         told = ", ".join(f"{splits.get(split, 0)} {split}" for split in ("train", "val"))
-        remedy = f"there is no {' and no '.join(lacking)} picture; draw the cohort again" if lacking else ""
-        value = f"{strategy} with {meta['name']} ({meta['kind']}): {told} pictures"
+        remedy = f"there is no {' and no '.join(lacking)} image; draw the cohort again" if lacking else ""
+        value = f"{strategy} with {meta['name']} ({meta['kind']}): {told} images"
         found.append(Check("strategy", value, not lacking, remedy))
         wanted = frames[frames["split"].isin(("train", "val"))].reset_index(drop=True)
         if len(wanted):
-            found += _masks(wanted, "synthetic masks", sample=200)
+            found.append(_masks(wanted, "synthetic masks", _DECODED))
     return found, sources
 
 
-def count_pictures(
+def count_images(
     values: Mapping[str, Any], frames: pd.DataFrame | None, sources: Sequence[pd.DataFrame]
 ) -> dict[str, int]:
-    """How many pictures a run learns from in its longest training, chooses the epoch by, and scores."""
+    """How many images a run learns from in its longest training, chooses the epoch by, and scores."""
 
     def count(tables: Sequence[pd.DataFrame], split: str) -> int:
         return sum(int((table["split"] == split).sum()) for table in tables)
 
     target, strategy = [] if frames is None else [frames], values["strategy"]
+    trained = strategy != "zeroshot"
     learned = {"synthetic": sources, "joint": [*target, *sources]}.get(strategy, target)
     checked = sources if strategy == "synthetic" else target
-    before = count(sources, "train") if strategy == "synth-PT:real-FT" else 0
+    before = sources if strategy == "synth-PT:real-FT" else []
     return {
-        "train": 0 if strategy == "zeroshot" else count(learned, "train"),
-        "val": 0 if strategy == "zeroshot" else count(checked, "val"),
+        "train": count(learned, "train") if trained else 0,
+        "val": count(checked, "val") if trained else 0,
         "test": count(target, "test"),
-        "before": before,
-        "before_val": count(sources, "val") if before else 0,
+        "before": count(before, "train"),
+        "before_val": count(before, "val"),
     }
 
 
@@ -259,26 +246,24 @@ def count_pictures(
 
 def check_weights(values: Mapping[str, Any]) -> tuple[list[Check], nn.Module | None]:
     """Load the weights as the run would, every tensor; a hub id only from what was fetched before."""
-
     weights, name = str(values["weights"]), values["model"]
-    place: str | Path = weights
+    place: str | Path | None = weights
     if weights and _is_hub_id(weights):
-        kept = _kept_hub_folder(weights)
-        if kept is None:
+        place = _kept_hub_folder(weights)
+        if place is None:
             remedy = (
                 f"{weights} is a hub id and not on this machine: fetch it once where there is a network "
                 f"(`hf download {weights}`), or give a folder: --weights FOLDER"
             )
             return [Check("weights", "not here", False, remedy)], None
-        place = kept
     try:
         model = models.load(name, place, values["encoders"], values["image_size"], values["seed"])
     except (ModelError, OSError, RuntimeError, ValueError) as error:
-        remedy = _line(error)
+        remedy = line(error)
         if name == "cris" and not paths.resolve(place).is_dir():
             remedy += "; `echovlsm weights convert` makes one from the original file"
         return [Check("weights", "cannot be loaded", False, remedy)], None
-    total, learned = run_costs.count_parameters(model)
+    total, learned = count_parameters(model)
     told = f"{name}, {total / 1e6:.1f} million parameters, {learned / 1e6:.1f} of them learn"
     told += f" (encoders {values['encoders']}), {model.image_size} pixels"
     return [Check("weights", told, True)], model
@@ -309,25 +294,24 @@ def check_prompts(
 ) -> tuple[list[Check], list[str]]:
     """Write and tokenise all prompts of the run: none is too long, none has a token the model does not know.
 
-    Where a level names shapes, those of some pictures stand for all.
+    Where a level names shapes, those of some images stand for all.
 
     Returns
     -------
     list of Check
         The row.
     list of str
-        The prompts of a picture after the other, one for each structure; empty where they cannot be written.
+        The prompts of an image after the other, one for each structure; empty where they cannot be written.
     """
-
     level, texts, part = values["prompt"], [], False
     tables = [(table, "synthetic") for table in sources] + ([] if frames is None else [(frames, "real")])
     try:
         for table, word in tables:
             own = strategies.synthetic_level(level, [table])
             rows = table.drop_duplicates("image")
-            if own in ("P6", "P7") and len(rows) > _SAMPLE:  # P6 of synthetic cohorts names shapes
-                part, at = True, np.linspace(0, len(rows) - 1, _SAMPLE).astype(int)
-                rows = rows.iloc[at]
+            if own in ("P6", "P7"):  # P6 of synthetic cohorts names shapes
+                part = part or len(rows) > _SAMPLE
+                rows = _spread(rows, _SAMPLE)
             rows = rows.reset_index(drop=True)
             rows.attrs = table.attrs
             written = prompts_for(rows, own, values["missing"])
@@ -338,11 +322,11 @@ def check_prompts(
             texts += own_texts.tolist()
         ids, mask = model.tokenize(list(dict.fromkeys(texts)))
     except (ValueError, RuntimeError) as error:
-        return [Check("prompts", level, False, _line(error))], []
+        return [Check("prompts", level, False, line(error))], []
     rows, positions = _text_limits(model)
     longest = int(mask.sum(dim=1).max())
     value = f"{level}: {len(ids)} different, the longest {longest} of {positions} tokens"
-    value += f" (of {_SAMPLE} pictures a cohort)" if part else ""
+    value += f" (of {_SAMPLE} images a cohort)" if part else ""
     highest = int(ids.max())
     if rows and highest >= rows:
         remedy = f"token {highest} has no row among {rows}; give weights and tokenizer that belong together"
@@ -358,71 +342,3 @@ def _text_limits(model: nn.Module) -> tuple[int, int]:
     if model.name == "cris":
         return model.config.vocab_size, model.config.word_len
     return 0, 1
-
-
-# -- costs ------------------------------------------------------------------------------------------------
-
-
-def check_costs(
-    values: Mapping[str, Any],
-    model: nn.Module,
-    texts: Sequence[str],
-    counts: Mapping[str, int],
-    room: float,
-    held: float,
-    batches: tuple[int, int] | None = (1, 2),
-) -> list[Check]:
-    """Disk, memory and time.
-
-    Parameters
-    ----------
-    values, model, texts
-        Of `settings`, `check_weights` and `check_prompts`.
-    counts
-        Of `count_pictures`.
-    room
-        Bytes that the cache may take.
-    held
-        Bytes that the process holds without the model.
-    batches
-        Batch sizes at which steps are measured; None measures none.
-    """
-
-    # as `echovlsm.training.features` decides
-    reuse = values["encoders"] == "frozen" and not values["augment"]
-    features = 0.0
-    if reuse:
-        one = run_costs.feature_bytes(model)
-        features = sum(one * counts[part] for part in ("train", "val") if one * counts[part] <= room)
-        reuse = one * counts["train"] <= room
-    pictures = sum(counts.values())
-    found = [Check("disk", *run_costs.disk_needed(values, model, pictures, features))]
-    if values["strategy"] == "zeroshot":
-        return [*found, Check("time", f"nothing to train, {counts['test']} pictures to score", True)]
-    if batches is None:
-        return found
-    on_cpu, precision, how = run_costs.device_type() == "cpu", values["mixed_precision"], ""
-    if on_cpu and precision == "fp16":  # refused above; what the machine can do is measured all the same
-        precision, how = "no", " (measured in float32)"
-    elif not on_cpu:
-        how = " (from small batches, which use a GPU badly)"
-    try:
-        table = run_costs.measure_steps(model, texts, batches, mixed_precision=precision, reuse=reuse)
-    except (RuntimeError, ValueError) as error:
-        remedy = f"a training step of {' or '.join(map(str, batches))} pictures failed: {_line(error)}"
-        return [*found, Check("memory", "not measured", False, remedy)]
-    most = max(counts["train"], counts["before"], 1)
-    batch = min(values["batch_size"], most)
-    held = held + 2 * pictures * model.image_size**2 if on_cpu else 0.0
-    there = run_costs.device_memory()
-    value, ok, remedy = run_costs.memory_needed(table, batch, held, there, model)
-    found.append(Check("memory", f"{value}{how if on_cpu else ''}", ok, remedy))
-    parts = [(counts["train"], counts["val"])]
-    if counts["before"]:
-        parts.insert(0, (counts["before"], counts["before_val"]))
-    epochs, patience = values["epochs"], values["patience"]
-    if values["steps"]:  # what lies between two looks stands for an epoch
-        batch, epochs = values["batch_size"], values["steps"] // values["look_every"]
-        parts, patience = [(values["look_every"] * batch, check) for _, check in parts], epochs
-    told = run_costs.time_needed(table, batch, parts, epochs, patience)
-    return [*found, Check("time", f"{told}{how}", True)]

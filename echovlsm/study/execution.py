@@ -1,26 +1,34 @@
-"""Execute a notebook of the study with Papermill.
+"""Execute a notebook of the study with Papermill, and record what its page was made from.
 
-``echovlsm execute`` is like ``papermill``, but parameters are checked before the kernel starts, a failed
-notebook never looks like a finished one, and what the page was made from is recorded beside it for the book's
-freshness line.
+``echovlsm execute`` is like ``papermill``, but parameters are checked before the kernel starts, and a failed
+notebook never looks like a finished one.
+
+Jupyter Book's own execution cache sees only a notebook's code. Here a page's key covers its notebook, the
+package, the parameters, `requirements.lock`, the cohort, the weights and the recorded results.
+`record_freshness` writes it down beside the executed notebook; the book compares it with what lies on disk
+when it is built (`freshness_parts`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from echovlsm.base import files, paths
+from echovlsm.base import files, paths, provenance, rooms
+from echovlsm.cohort import CohortError, cohort_hash
 from echovlsm.study import warm
-from echovlsm.study.freshness import record_freshness
 from echovlsm.study.parameters import (
     check_values,
+    notebook_defaults,
     notebook_parameters,
+    profile_of,
 )
 
 LOOK = "look"
@@ -49,8 +57,6 @@ def execute(
         Source notebook with a cell tagged `parameters`.
     out
         Where the executed notebook goes. A failed one is kept beside it as `*.failed.ipynb`.
-    parameters
-        Values for any of the declared parameters.
     look
         Whether cells tagged `LOOK` are executed; where they are not, the notebook that is kept says so.
 
@@ -94,12 +100,7 @@ def execute(
 
 
 def schedule(folder: str | Path) -> pd.DataFrame:
-    """When which notebook was executed, as Papermill wrote it into the executed notebooks.
-
-    Parameters
-    ----------
-    folder
-        Folder of executed notebooks, at any depth; failed ones are left out.
+    """When which notebook below a folder was executed, as Papermill wrote it into them; not failed ones.
 
     Returns
     -------
@@ -124,3 +125,162 @@ def schedule(folder: str | Path) -> pd.DataFrame:
     table = table[stretch == stretch.mode().iloc[-1]].reset_index(drop=True)
     first = table["start"].min()
     return table.assign(start=table["start"] - first, end=table["end"] - first)
+
+
+# -- freshness ------------------------------------------------------------------------------------------
+
+
+class BookError(RuntimeError):
+    """The book cannot be built; the message names the page and the remedy."""
+
+
+def digest(*parts: bytes | str) -> str:
+    """Twelve hexadecimal digits of the SHA-256 over parts, each with its length."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "big"))
+        total.update(data)
+    return total.hexdigest()[:12]
+
+
+@lru_cache(maxsize=32)
+def cohort_digest(folder: Path) -> str | None:
+    """Hash of a cohort's content; None where the folder is gone, so that its freshness cannot be told."""
+    try:
+        return cohort_hash(folder)
+    except (CohortError, OSError):
+        return None
+
+
+def freshness_parts(
+    root: Path, notebook: Path, parameters: Mapping[str, Any], executed: Path | None = None
+) -> dict[str, str | None]:
+    """What a page depends on, one short hash each, from what lies on disk now.
+
+    Parameters
+    ----------
+    root
+        The project.
+    notebook
+        The source, of which the cells count, not outputs or metadata.
+    parameters
+        Of its execution; `cohort`, `weights` and those of `recorded` name folders whose content counts.
+    executed
+        The executed notebook; the `weights/` beside it count where there is no parameter `weights`.
+
+    Returns
+    -------
+    dict
+        `notebook, package, parameters, lock, data, weights, results`; None for what it has not.
+    """
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    cohort, weights, results = parameters.get("cohort"), parameters.get("weights"), recorded(parameters)
+    # A page without starting weights of its own rests on those of the run that it lies in.
+    folder = paths.resolve(weights, root) if weights else executed.with_name("weights") if executed else None
+    return {
+        "notebook": digest(*(part for cell in cells for part in (cell.cell_type, cell.source))),
+        "package": _digest_of(rooms.modules_of(notebook.stem, root / "echovlsm"), root),
+        "parameters": digest(json.dumps(dict(parameters), sort_keys=True, default=str)),
+        "lock": digest((root / "requirements.lock").read_bytes()),
+        "data": cohort_digest(paths.resolve(cohort, root)) if cohort else None,
+        "weights": provenance.weights_hash(folder) if folder and folder.is_dir() else None,
+        "results": _digest_of_folder(paths.resolve(results, root)) if results else None,
+    }
+
+
+def recorded(parameters: Mapping[str, Any]) -> str | None:
+    """The folder of recorded results that a page shows."""
+    return next(filter(None, map(parameters.get, ("results", "benchmarks", "phantom_results"))), None)
+
+
+def _digest_of(found: Iterable[Path], root: Path) -> str:
+    """Hash of the names below `root` and the contents of files, in their order."""
+    return digest(
+        *(part for file in found for part in (file.relative_to(root).as_posix(), file.read_bytes()))
+    )
+
+
+def _digest_of_folder(folder: Path) -> str:
+    return _digest_of(sorted(path for path in folder.rglob("*") if path.is_file()), folder)
+
+
+def record_path(executed: Path) -> Path:
+    """Where the account of an executed notebook lies."""
+    return executed.with_name(f"{executed.stem}.freshness.json")
+
+
+def profile_in(root: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The profile that an execution was of; empty where there is no such file."""
+    return profile_of(parameters.get("profile") or parameters.get("scale"), root)
+
+
+def read_executed(executed: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Papermill's record of an executed notebook, and the `run.yaml` beside it; empty where there is none."""
+    import nbformat
+
+    notebook, run = nbformat.read(executed, as_version=4), executed.with_name("run.yaml")
+    record = files.read_yaml(run, BookError, "execute the notebook again") if run.is_file() else {}
+    return dict(notebook.metadata.get("papermill", {})), record
+
+
+def record_freshness(
+    executed: str | Path,
+    notebook: str | Path | None = None,
+    *,
+    device: str | None = None,
+    root: str | Path | None = None,
+) -> Path:
+    """Write down what an execution depended on; call it right after Papermill has ended.
+
+    Parameters
+    ----------
+    executed
+        The notebook that Papermill wrote. A `run.yaml` beside it adds device and packages.
+    notebook
+        Its source; by default `notebooks/` and the same name.
+    device
+        The device in words; by default that of `run.yaml`, else this machine's.
+    root
+        The project; by default the one of the working folder.
+
+    Returns
+    -------
+    Path
+        `<name>.freshness.json` beside the executed notebook.
+    """
+    root = Path(root) if root else paths.project_root()
+    executed = Path(executed).resolve()
+    source = Path(notebook).resolve() if notebook else root / "notebooks" / executed.name
+    for path in (executed, source):
+        if not path.is_file():
+            raise BookError(f"{path} does not exist: freshness is recorded after a notebook was executed")
+    papermill, run = read_executed(executed)
+    parameters = {**notebook_defaults(source), **papermill.get("parameters", {})}
+    profile = profile_in(root, parameters)
+    cohort_digest.cache_clear()
+    parts = freshness_parts(root, source, parameters, executed)
+    record = {
+        "key": digest(json.dumps(parts, sort_keys=True)),
+        "parts": parts,
+        "executed": papermill.get("end_time"),
+        "parameters": parameters,
+        # a later change of the profile changes these, and makes the page stale
+        "from_profile": sorted(name for name, value in parameters.items() if profile.get(name, ...) == value),
+        "commit": provenance.commit(),
+        "device": device or run.get("device") or _device(parameters),
+        "packages": run.get("packages") or provenance.package_versions(),
+    }
+    target = record_path(executed)
+    with files.appearing(target) as partial:
+        partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    return target
+
+
+def _device(parameters: Mapping[str, Any]) -> str:
+    """The device in words; torch, which takes seconds to import, is asked only where there may be a GPU."""
+    if any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return provenance.device_name()
+    return provenance.cpu_name(parameters.get("threads"))

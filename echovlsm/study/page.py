@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 HEADINGS: dict[str, str] = {
     "p_holm": "p (Holm)",
-    "seed_low": "lowest seed",
-    "seed_high": "highest seed",
     "peak_memory_gib": "peak memory (GiB)",
     "mean_absolute": "mean absolute difference",
     "ours_seconds": "our way (s)",
@@ -42,7 +40,7 @@ def begin(namespace: dict[str, Any], notebook: str) -> Page:
     namespace
         ``globals()`` of the notebook, in the cell after the one tagged `parameters`.
     notebook
-        Its name, such as ``04_training``; a notebook of your own may have any.
+        Its name, such as ``04_training``; your own may have any.
 
     Raises
     ------
@@ -93,8 +91,6 @@ class Page:
         self,
         meta: Mapping[str, Any] | pd.DataFrame,
         run: str | Path = "",
-        *,
-        redo: bool | None = None,
         **known: Any,
     ) -> bool:
         """Open the notebook's run folder and put `meta`'s cohort on what follows.
@@ -105,8 +101,6 @@ class Page:
             The cohort's `name` and `kind`, or a frames table that carries them.
         run
             The folder where the parameter `run` names none; by default `runs/<profile>/<cohort>/<notebook>`.
-        redo
-            As for `RunFolder.start`; by default the parameter's, or true.
         known
             What else belongs in `run.yaml` and must be equal in a run that is kept, such as `data_hash`.
 
@@ -122,7 +116,7 @@ class Page:
         self.record = RunFolder(asked.get("run") or run or Path("runs", *folder))
         return self.record.start(
             asked,
-            redo=asked.get("redo", True) if redo is None else redo,
+            redo=asked.get("redo", True),
             rooms=rooms.CHAPTERS.get(self.notebook, ()),
             cohort=about["name"],
             kind=about["kind"],
@@ -136,28 +130,16 @@ class Page:
         own = zip((scale, cohort, kind), self._where, strict=True)
         figures.stamp(figure, *(usual if given is None else given for given, usual in own))
 
-    def table(
-        self, table: pd.DataFrame | Styler, caption: str = "", *, index: bool = True, note: bool = False
-    ) -> Styler:
-        """A table with its caption, and headings in words.
+    def table(self, table: pd.DataFrame | Styler, caption: str = "", *, index: bool = True) -> Styler:
+        """A table with its caption, and headings in words; the table itself stays as it is.
 
-        The name of a column or row in code becomes words: `HEADINGS` has some, in all others an underscore
-        becomes a space. The table itself stays as it is.
-
-        Parameters
-        ----------
-        table
-            A table, or one whose numbers have got their form (``table.style.format("{:.3f}")``).
-        index
-            Whether the index is shown.
-        note
-            Whether the caption ends with scale and cohort, where they are not those below the page's title.
+        `table` may be styled (``table.style.format("{:.3f}")``). Of the names of its columns and rows
+        `HEADINGS` has some in words; in all others an underscore becomes a space.
         """
         style = table.style if isinstance(table, pd.DataFrame) else table
         style = style.format_index(_heading, axis="index") if index else style.hide(axis="index")
         style = style.format_index(_heading, axis="columns")
-        told = f"{caption} {self.note if note else ''}".strip()
-        return style.set_caption(told) if told else style
+        return style.set_caption(caption) if caption else style
 
 
 def _heading(name: Any) -> Any:

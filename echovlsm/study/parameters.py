@@ -1,8 +1,7 @@
 """Notebook parameters: checked against the notebook's own annotations before anything runs.
 
 Papermill only warns of a name that it does not know and says nothing of a wrong type. Here both are errors:
-in a batch run before the kernel starts (`echovlsm execute`), and in any other run in the notebook's
-second code cell (`check_parameters`).
+before the kernel starts (`echovlsm execute`), or in the notebook's second code cell (`check_parameters`).
 """
 
 from __future__ import annotations
@@ -57,8 +56,13 @@ ABOVE_ZERO: tuple[str, ...] = ("learning_rate", "sdm_learning_rate", "plateau_fa
 NUMBERS_AS_TEXT: tuple[str, ...] = ("seeds",)
 """Parameters whose text is a list of numbers, one of which a command line may take for a number."""
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
-_TYPES["bool | None"] = (bool, type(None))
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "bool | None": (bool, type(None)),
+}
 _TRUTHS: dict[str, bool] = {
     **dict.fromkeys(("true", "yes", "on"), True),
     **dict.fromkeys(("false", "no", "off"), False),
@@ -135,7 +139,7 @@ def as_typed(
     Raises
     ------
     ParameterError
-        A text arrived as another one; names all of them.
+        Names every text that arrived as another one.
     """
     read, problems = dict(values), []
     for name, value in values.items():
@@ -195,9 +199,8 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """Check a notebook's parameters from inside it, in the cell after the one tagged `parameters`.
 
     The notebook's own annotations (``prompt: str = "P1"``) are the schema. What Papermill injected is read
-    from its cell (it begins with ``# Parameters``), so a name that nothing declares is found.
-    A name that belongs to another notebook passes only with the value that the scale's profile gives it:
-    a profile serves all notebooks.
+    from its cell (it begins with ``# Parameters``), so that an undeclared name is found. A name that belongs
+    to another notebook passes only with the value of the profile, which serves all notebooks.
 
     Parameters
     ----------
@@ -220,18 +223,19 @@ def check_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
                     injected[node.targets[0].id] = namespace[node.targets[0].id]
     values = coerce({name: namespace[name] for name in declared}, declared)
     namespace.update(values)
-    foreign = {name: value for name, value in injected.items() if name not in declared}
     profile = profile_of(values.get("profile"))
     unknown = {
-        name: value for name, value in foreign.items() if name not in profile or profile[name] != value
+        name: value
+        for name, value in injected.items()
+        if name not in declared and profile.get(name, ...) != value
     }
     check_values({**values, **unknown}, declared, "parameters")
     return values
 
 
-def profile_of(name: str | None) -> dict[str, Any]:
+def profile_of(name: str | None, root: Path | None = None) -> dict[str, Any]:
     """The values of a profile of `notebooks/profiles`; none where there is no such file."""
-    path = paths.project_root() / "notebooks" / "profiles" / f"{name}.yaml"
+    path = (root or paths.project_root()) / "notebooks" / "profiles" / f"{name}.yaml"
     return read_profile(path) if path.is_file() else {}
 
 
@@ -252,9 +256,8 @@ def parameters_for(
 ) -> dict[str, Any]:
     """The part of a profile that a notebook declares, with `changes` on top (which it must declare)."""
     declared = notebook_parameters(notebook)
-    return coerce(
-        {**{name: value for name, value in profile.items() if name in declared}, **changes}, declared
-    )
+    own = {name: value for name, value in profile.items() if name in declared}
+    return coerce({**own, **changes}, declared)
 
 
 def may_draw_phantom(make_phantom: bool | None, cohort: str, profile: str) -> bool:

@@ -165,11 +165,9 @@ class Run:
         """All parameters that decide what the run, or one of its cycles, learns; no place, no code."""
         chain = [_plain(one) for one in (cycle.chain() if cycle else self.cycles)]
         how = {"cycles": chain, "recipe": asdict(self.recipe)}
-        return (
-            how
-            if cycle
-            else {**how, "model": [self.model, self.encoders, self.prompt], "choice": self.choice}
-        )
+        if cycle:
+            return how
+        return {**how, "model": [self.model, self.encoders, self.prompt], "choice": self.choice}
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ _LEARNED: tuple[str, ...] = (
     *("learning_rate", "weight_decay", "dice_weight", "ce_weight", "schedule", "plateau_factor"),
     *("plateau_patience", "patience", "mixed_precision", "seed", "image_size"),
 )
-"""Parameters that decide what a run on given pictures and weights learns."""
+"""Parameters that decide what a run on given images and weights learns."""
 
 
 def pretraining_content(parameters: Mapping[str, Any], sources: Sequence[pd.DataFrame]) -> str:
@@ -47,7 +47,7 @@ def find_run(content: str, folder: str | Path = "runs") -> RunFolder | None:
 def pretrained_run(
     parameters: Mapping[str, Any], sources: Sequence[pd.DataFrame], record: RunFolder
 ) -> RunFolder:
-    """The run on synthetic pictures from which a finetuning starts: found by content, or else trained.
+    """The run on synthetic images from which a finetuning starts: found by content, or else trained.
 
     Parameters
     ----------
@@ -67,13 +67,10 @@ def pretrained_run(
     changed = {**parameters, "strategy": "synthetic", "prompt": level, "run": ""}
     run = RunFolder(record / "pretraining")
     meta = sources[0].attrs["meta"]
-    hashes = strategies.data_hashes("synthetic", pd.DataFrame(), sources)
     about = {"strategy": "synthetic", "cohort": meta["name"], "kind": meta["kind"], "content": content}
-    run.start(
-        changed, redo=True, weights_hash=provenance.weights_hash(parameters["weights"]), **about, **hashes
-    )
-    names = ("model", "weights", "encoders", "image_size", "seed")
-    net = models.load(*(parameters[name] for name in names))
+    about |= strategies.data_hashes("synthetic", pd.DataFrame(), sources)
+    run.start(changed, redo=True, weights_hash=provenance.weights_hash(parameters["weights"]), **about)
+    net = models.load(*(parameters[name] for name in ("model", "weights", "encoders", "image_size", "seed")))
     options = {"missing": parameters["missing"], "seed": parameters["seed"]}
     more = {"variant": parameters["variant"], "augment": parameters["augment"], **options}
     more["negatives"] = parameters.get("negatives", 0)

@@ -49,8 +49,10 @@ from echovlsm.training import Triplets, fit, hold_out, make_triplets, predict, s
 if TYPE_CHECKING:
     from torch import nn
 
-SCORES: tuple[str, ...] = ("dice", "hausdorff95", "assd")
-"""What a record says of each mask; distances in pixels of the size at which masks are compared."""
+SCORES: dict[str, int] = {"dice": 4, "hausdorff95": 1, "assd": 2}
+"""What a record says of each mask, and in how many decimals; distances in pixels of the compared masks."""
+
+_ABOUT = ("block", "arm", "model", "encoders", "prompt", "patients", "seed", "choice")
 
 LEFT_OUT: tuple[str, ...] = ("sex", "age", "quality")
 """Words that are left out: the working copy of CAMUS has them for five patients only."""
@@ -82,6 +84,8 @@ class Study:
         Where cycles, denoisers and synthetic cohorts lie.
     records
         Where records lie.
+    recipe
+        By default the study's.
 
     Raises
     ------
@@ -89,7 +93,10 @@ class Study:
         The cohort has no training or no validation patients with masks.
     """
 
-    def __init__(self, cohort: str | Path, folder: str | Path, records: str | Path, recipe: Recipe) -> None:
+    def __init__(
+        self, cohort: str | Path, folder: str | Path, records: str | Path, recipe: Recipe | None = None
+    ) -> None:
+        recipe = recipe or Recipe()
         self.folder, self.records = paths.resolve(folder), paths.resolve(records)
         frames = read_cohort(paths.resolve(cohort))
         meta = frames.attrs["meta"]
@@ -124,7 +131,6 @@ class Study:
 
     def phantom(self, kind: str = PHANTOM) -> pd.DataFrame:
         """A phantom cohort, whole or without an ingredient (`WITHOUT`), drawn where it is missing."""
-
         if kind in self._phantoms:
             return self._phantoms[kind]
         root, without = self.folder / "cohorts" / kind, (WITHOUT[kind],) if kind in WITHOUT else ()
@@ -138,7 +144,6 @@ class Study:
 
     def diffusion(self, source: Source) -> pd.DataFrame:
         """Images drawn from the perturbed labels of a few patients, by a denoiser that learned from them."""
-
         learned = Source("real", source.patients, source.seed)
         root = self.folder / "cohorts" / f"{SDM}-{learned.name}"
         if not root.is_dir():
@@ -189,8 +194,11 @@ class Study:
         if key not in self._triplets:
             how = {"missing": "omit", "variant": "0"}
             frames = self.parts[part]
-            made = strategies.combine([(frames, word)], run.prompt, model, **how) if word else None
-            self._triplets[key] = made or make_triplets(frames, run.prompt, model, **how)
+            self._triplets[key] = (
+                strategies.combine([(frames, word)], run.prompt, model, **how)
+                if word
+                else make_triplets(frames, run.prompt, model, **how)
+            )
         return self._triplets[key]
 
     # -- cycles -----------------------------------------------------------------------------------------
@@ -208,7 +216,6 @@ class Study:
         echovlsm.base.files.InUseError
             Another process trains it.
         """
-
         made_from = {**run.made_from(cycle), **self._begins_with(run)}
         target = (
             self.folder / "cycles" / f"{cycle.model}-{cycle.prompt}-{cycle.source.name}-{digest(made_from)}"
@@ -269,22 +276,13 @@ class Study:
                 raise QueueError(f"{file}: was made with another {other[0]}; name another --records folder")
             return record
         clock = time.perf_counter()
-        folders = []
-        for cycle in run.cycles:
-            folders.append(self.train(run, cycle))
+        folders = [self.train(run, cycle) for cycle in run.cycles]
         provenance.set_up(1, run.seed)
         model = self.starting(run, folders[-1] if folders else None, run.seed).eval()
         parts = (HELD_OUT,) if run.choice else (HELD_OUT, VALIDATION)
         cycles = [json.loads((folder / "cycle.json").read_text()) for folder in folders]
         record = {
-            "block": run.block,
-            "arm": run.arm,
-            "model": run.model,
-            "encoders": run.encoders,
-            "prompt": run.prompt,
-            "patients": run.patients,
-            "seed": run.seed,
-            "choice": run.choice,
+            **{key: getattr(run, key) for key in _ABOUT},
             "scale": "demo",
             "cohort": self.cohort,
             "recipe": asdict(run.recipe),
@@ -305,7 +303,6 @@ class Study:
 
     def scores(self, run: Run, part: str, model: nn.Module) -> dict[str, Any]:
         """Scores of a part's masks: who they are, and a list a structure for each of `SCORES`."""
-
         frames, size = self.parts[part], run.recipe.score_size
         logits = predict(model, self.checking(part, run, model))
 
@@ -316,10 +313,9 @@ class Study:
 
         found = score_table(rows(), size=size, progress=False)
         names = frames["patient"] + " " + frames["view"] + " " + frames["phase"]
-        digits = {"dice": 4, "hausdorff95": 1, "assd": 2}
         kept: dict[str, Any] = {"images": names.tolist()}
-        for score in SCORES:
-            table = found.pivot(index="place", columns="structure", values=score).round(digits[score])
+        for score, digits in SCORES.items():
+            table = found.pivot(index="place", columns="structure", values=score).round(digits)
             kept[score] = {
                 name: [None if np.isnan(value) else value for value in table[name].tolist()]
                 for name in found["structure"].unique()
@@ -338,16 +334,13 @@ def left(work: Sequence[Run], there: Study, rates: dict[str, float]) -> pd.DataF
         mine = [run for run in work if run.block == block]
         todo = [run for run in mine if not there.record_of(run).is_file()]
         seconds = 0.0
-        for run in todo:
-            for cycle in run.cycles:
-                key = digest(run.made_from(cycle))
-                if key not in counted:
-                    counted.add(key)
-                    area = (run.recipe.image_size / 64) ** 2
-                    seconds += cycle.steps * rates[run.model] * area
-        rows.append(
-            {"block": block, "runs": len(mine), "done": len(mine) - len(todo), "minutes": seconds / 60}
-        )
+        for run, cycle in ((one, cycle) for one in todo for cycle in one.cycles):
+            key = digest(run.made_from(cycle))
+            if key not in counted:
+                counted.add(key)
+                seconds += cycle.steps * rates[run.model] * (run.recipe.image_size / 64) ** 2
+        done = len(mine) - len(todo)
+        rows.append({"block": block, "runs": len(mine), "done": done, "minutes": seconds / 60})
     return pd.DataFrame(rows)
 
 
@@ -383,13 +376,7 @@ def work_through(there: Study, wanted: Sequence[Run], until: float) -> None:
 
 
 def chosen(block: str = "") -> list[Run]:
-    """The runs of some blocks, or parts, named with commas between them; of all where none is named.
-
-    Raises
-    ------
-    QueueError
-        There is no such block.
-    """
+    """The runs of some blocks, or parts, named with commas between them; of all where none is named."""
     work = study()
     known = blocks(work) + sorted({run.part for run in work})
     asked = [name for name in block.split(",") if name] or known

@@ -1,7 +1,6 @@
 """What a run will cost, before it starts: memory and time from a few measured steps, and space on the disk.
 
 A training step is taken at two batch sizes, on noise; what lies between and beyond them is a straight line.
-`echovlsm.study.dry_run` puts it beside all else that a run needs.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,20 @@ SPARE = 0.9
 """Share of the free memory that a run may take."""
 
 _GIB = 2**30
+
+
+class Check(NamedTuple):
+    """One thing looked at: what, what was found, whether a run can go on with it, and what to do if not."""
+
+    check: str
+    value: str
+    ok: bool
+    remedy: str = ""
+
+
+def line(error: object) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split())
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -65,9 +78,9 @@ def measure_steps(
     model
         Of `echovlsm.models`; afterwards it is on the device that Accelerate chooses.
     texts
-        Prompts, three in a row for each picture.
+        Prompts, three in a row for each image.
     batches
-        Numbers of pictures.
+        Numbers of images.
     mixed_precision
         ``no``, ``bf16``, or on a GPU ``fp16``.
     reuse
@@ -80,7 +93,6 @@ def measure_steps(
         `memory`, bytes. A GPU tells what it held. A CPU cannot, so there it is weights, gradients, AdamW's
         two moments and everything that the backward pass keeps.
     """
-
     kind = device_type()
     model.to(kind)
     optimiser = make_optimiser(model, learning_rate=0.0, weight_decay=0.0)
@@ -112,8 +124,8 @@ def _measure(
     known = {"repeats": (distinct.to(kind), rows.to(kind))}
     if reuse:
         with torch.no_grad():
-            pictures = model.encode_image(model.normalise(images))
-            known["features"] = tuple(pictures), model.text_features(ids.flatten(0, 1), mask.flatten(0, 1))
+            encoded = model.encode_image(model.normalise(images))
+            known["features"] = tuple(encoded), model.text_features(ids.flatten(0, 1), mask.flatten(0, 1))
     kept = _Kept(model)
     if kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -183,41 +195,84 @@ def extrapolate(table: pd.DataFrame, column: str, batch: float) -> float:
 # -- what follows from them -------------------------------------------------------------------------------
 
 
-def memory_needed(
-    table: pd.DataFrame, batch: int, held: float, there: float, model: nn.Module
-) -> tuple[str, bool, str]:
-    """What a training at `batch` pictures a step holds, against what there is.
+def check_costs(
+    values: Mapping[str, Any],
+    model: nn.Module,
+    texts: Sequence[str],
+    counts: Mapping[str, int],
+    room: float,
+    held: float,
+    batches: tuple[int, int] | None,
+) -> list[Check]:
+    """Disk, memory and time.
 
     Parameters
     ----------
-    table
-        Of `measure_steps`.
-    batch
-        Pictures a step.
+    values, model, texts, counts
+        Of `dry_run.settings`, `check_weights`, `check_prompts` and `count_images`.
+    room
+        Bytes that the cache may take.
     held
-        Bytes that the process holds beside the model.
-    there
-        Bytes that the device has to give.
-    model
-        For the share of weights, gradients and moments.
-
-    Returns
-    -------
-    tuple
-        In words, whether it fits, and what to do if not.
+        Bytes that the process holds without the model.
+    batches
+        Batch sizes at which steps are measured; None measures none.
     """
-    needed = held + extrapolate(table, "memory", batch)
+    # as `echovlsm.training.features` decides
+    reuse = values["encoders"] == "frozen" and not values["augment"]
+    features = 0.0
+    if reuse:
+        one = feature_bytes(model)
+        features = sum(one * counts[part] for part in ("train", "val") if one * counts[part] <= room)
+        reuse = one * counts["train"] <= room
+    trained, images = values["strategy"] != "zeroshot", sum(counts.values())
+    found = [disk_needed(model, trained, 2 * images * model.image_size**2 + features)]
+    if not trained:
+        return [*found, Check("time", f"nothing to train, {counts['test']} images to score", True)]
+    if batches is None:
+        return found
+    on_cpu, precision, how = device_type() == "cpu", values["mixed_precision"], ""
+    if on_cpu and precision == "fp16":  # refused elsewhere; what the machine can do is measured all the same
+        precision, how = "no", " (measured in float32)"
+    elif not on_cpu:
+        how = " (from small batches, which use a GPU badly)"
+    try:
+        table = measure_steps(model, texts, batches, mixed_precision=precision, reuse=reuse)
+    except (RuntimeError, ValueError) as error:
+        remedy = f"a training step of {' or '.join(map(str, batches))} images failed: {line(error)}"
+        return [*found, Check("memory", "not measured", False, remedy)]
+    batch = min(values["batch_size"], max(counts["train"], counts["before"], 1))
+    held = held + 2 * images * model.image_size**2 if on_cpu else 0.0
+    memory = memory_needed(table, batch, held, model)
+    found.append(memory._replace(value=memory.value + (how if on_cpu else "")))
+    parts = [(counts["train"], counts["val"])]
+    if counts["before"]:
+        parts.insert(0, (counts["before"], counts["before_val"]))
+    epochs, patience = values["epochs"], values["patience"]
+    if values["steps"]:  # what lies between two looks stands for an epoch
+        batch, epochs = values["batch_size"], values["steps"] // values["look_every"]
+        parts, patience = [(values["look_every"] * batch, check) for _, check in parts], epochs
+    told = time_needed(table, batch, parts, epochs, patience)
+    return [*found, Check("time", f"{told}{how}", True)]
+
+
+def memory_needed(table: pd.DataFrame, batch: int, held: float, model: nn.Module) -> Check:
+    """What a training at `batch` images a step holds, against what the device has to give.
+
+    `table` is of `measure_steps`; `held`: bytes that the process holds beside the model.
+    """
+    there, needed = device_memory(), held + extrapolate(table, "memory", batch)
     total, learned = count_parameters(model)
     told = (
         f"at least {needed / _GIB:.1f} of {there / _GIB:.1f} GiB: weights {4 * total / _GIB:.2f}, gradients "
+        f"{4 * learned / _GIB:.2f}, AdamW {8 * learned / _GIB:.2f}, the rest mostly for {batch} images"
     )
-    told += f"{4 * learned / _GIB:.2f}, AdamW {8 * learned / _GIB:.2f}, the rest mostly for {batch} pictures"
     if needed <= SPARE * there:
-        return told, True, ""
+        return Check("memory", told, True)
     fixed = held + extrapolate(table, "memory", 0)
     slope = extrapolate(table, "memory", 1) - extrapolate(table, "memory", 0)
     most = int((SPARE * there - fixed) // slope) if slope > 0 else 0
-    return told, False, f"batch_size={most} would fit" if most > 0 else "not one picture fits; take a GPU"
+    remedy = f"batch_size={most} would fit" if most > 0 else "not one image fits; take a GPU"
+    return Check("memory", told, False, remedy)
 
 
 def time_needed(
@@ -230,9 +285,9 @@ def time_needed(
     table
         Of `measure_steps`.
     batch
-        Pictures a step.
+        Images a step.
     parts
-        Pictures to learn from and to choose the epoch by, of each training in turn: a finetuning comes after
+        Images to learn from and to choose the epoch by, of each training in turn: a finetuning comes after
         the training that it starts from.
     epochs, patience
         At most `epochs`; without any progress training ends `patience` after the first.
@@ -243,11 +298,11 @@ def time_needed(
         steps, checks = -(-train // batch), -(-val // batch)
         total += steps * step + checks * check
         told.append(f"{steps} steps of {span(step)}")
-    text = f"an epoch of {' and '.join(told)}: {span(total)}"
+    text = f"an epoch of {' and '.join(told)}: {span(total)}; "
     least = min(epochs, patience + 1)
     if least < epochs:
-        text += f"; {span(least * total)} for {least} epochs, the fewest,"
-    return f"{text}{'' if least < epochs else ';'} {span(epochs * total)} for {epochs}"
+        text += f"{span(least * total)} for {least} epochs, the fewest, "
+    return f"{text}{span(epochs * total)} for {epochs}"
 
 
 def span(seconds: float) -> str:
@@ -265,41 +320,22 @@ def device_memory() -> float:
     return float(psutil.virtual_memory().available + process_memory())
 
 
-def disk_needed(
-    values: Mapping[str, Any], model: nn.Module, pictures: int, features: float
-) -> tuple[str, bool, str]:
-    """Space for weights, the state of a training, pictures and features that are computed once.
-
-    Parameters
-    ----------
-    values
-        The run's parameters.
-    model
-        For the number of its parameters.
-    pictures
-        All that the run reads.
-    features
-        Bytes that frozen encoders' answers take on the disk.
-
-    Returns
-    -------
-    tuple
-        In words, whether it fits, and what to do if not.
-    """
+def disk_needed(model: nn.Module, trained: bool, kept: float) -> Check:
+    """Space for weights and the state of a training, beside `kept` bytes of images and features."""
     total, learned = count_parameters(model)
-    weights = 4 * total if values["strategy"] != "zeroshot" else 0
+    weights = 4 * total if trained else 0
     # The state of an epoch is whole before that of the last one goes; the best weights lie beside them.
-    state = (weights + 2 * (weights + 8 * learned)) if weights else 0
-    needed = weights + state + 2 * pictures * model.image_size**2 + features
+    state = 2 * (weights + 8 * learned) + weights if trained else 0
+    needed = weights + state + kept
     place = paths.project_root() / "runs"
     free = shutil.disk_usage(next(part for part in (place, *place.parents) if part.exists())).free
     told = f"{needed / _GIB:.1f} of {free / _GIB:.0f} GiB while it runs, {weights / _GIB:.1f} afterwards"
     fits = needed < free
-    return told, fits, "" if fits else "free some space, or put the project on a larger disk"
+    return Check("disk", told, fits, "" if fits else "free some space, or put the project on a larger disk")
 
 
 def feature_bytes(model: nn.Module) -> int:
-    """Bytes of what frozen encoders make of one picture, as `echovlsm.training.features` keeps it."""
+    """Bytes of what frozen encoders make of one image, as `echovlsm.training.features` keeps it."""
     image = torch.zeros((1, model.image_size, model.image_size), dtype=torch.uint8)
     was_training = model.training
     model.eval()

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from book.tools import build as book
 from book.tools.freshness import UNKNOWN, page_facts, prose_line
-from echovlsm.study import freshness
+from echovlsm.study import execution
 
 ROOT = Path(__file__).parents[2]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -110,7 +110,7 @@ def executed(project: Path) -> dict[str, Path]:
         nbformat.write(executed_notebook(f"About {name}"), pairs[page])
         run = {"device": "CPU, 2 threads", "packages": {"torch": "9.9.9"}, "scale": "demo"}
         (pairs[page].parent / "run.yaml").write_text(yaml.safe_dump(run))
-        freshness.record_freshness(pairs[page], root=project)
+        execution.record_freshness(pairs[page], root=project)
     return pairs
 
 
@@ -377,9 +377,9 @@ def test_changed_cohort_makes_stale_and_vanished_cohort_cannot_tell(
     notebook.metadata["papermill"]["parameters"]["cohort"] = "data/cohorts/some"
     nbformat.write(notebook, path)
     answers: dict[str, str | None] = {"hash": "one"}
-    monkeypatch.setattr(freshness, "cohort_digest", lambda folder: answers["hash"])
-    monkeypatch.setattr(freshness.cohort_digest, "cache_clear", lambda: None, raising=False)
-    freshness.record_freshness(path, root=project)
+    monkeypatch.setattr(execution, "cohort_digest", lambda folder: answers["hash"])
+    monkeypatch.setattr(execution.cohort_digest, "cache_clear", lambda: None, raising=False)
+    execution.record_freshness(path, root=project)
     answers["hash"] = "two"
     assert page_facts(project, page, path, "demo").changed == ("data",)
     answers["hash"] = None

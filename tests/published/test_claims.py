@@ -36,7 +36,7 @@ def test_the_ledger_has_every_claim(recorded: dict[str, pd.DataFrame]) -> None:
 
 
 def test_the_recorded_ledger_follows_from_the_recorded_tables(recorded: dict[str, pd.DataFrame]) -> None:
-    assert published.drift({**recorded, "ledger": claims.ledger(recorded)}, recorded) == []
+    assert claims.drift({**recorded, "ledger": claims.ledger(recorded)}, recorded) == []
 
 
 def test_every_claim_links_to_a_section_of_the_notebook() -> None:

@@ -7,12 +7,15 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from echovlsm import STRUCTURES
-from echovlsm.study import answer_figures, answer_text, answers, differences
+from echovlsm.study import answers, differences
+from echovlsm.study.answers import records as answers_records
+from echovlsm.study.answers import words
 from echovlsm.study.plan import (
     ALL,
     HELD_OUT,
@@ -103,7 +106,7 @@ def test_a_gain_is_a_finding_only_with_its_interval_and_every_seed(whole: answer
 
 
 def test_differences_are_of_common_seeds(whole: answers.Records) -> None:
-    five = whole.matrix(arm="phantom", patients=5, **answers.BUDGET)
+    five = whole.matrix(arm="phantom", patients=5, **answers_records.BUDGET)
     assert differences.difference(five, five.iloc[:3])["seeds"] == 3
     assert differences.difference(five.iloc[:2], five.iloc[3:]) is None
 
@@ -113,7 +116,7 @@ def test_differences_are_of_common_seeds(whole: answers.Records) -> None:
 )
 def test_a_dice_is_worth_so_many_patients(reached: float, expected: float) -> None:
     sizes, dice = np.array([5, 10, 20]), np.array([0.68, 0.70, 0.75])
-    assert answers._worth(sizes, dice, reached) == pytest.approx(expected)
+    assert answers_records._worth(sizes, dice, reached) == pytest.approx(expected)
 
 
 def test_patients_saved_follow_the_whole_curve(whole: answers.Records) -> None:
@@ -131,7 +134,7 @@ def test_a_curve_with_holes_saves_no_patients(tmp_path: Path) -> None:
     records = write(tmp_path / "few", runs)
     assert answers.patients_saved(records).empty
     assert set(answers.budget_points(records)["patients"]) == {5, 25}
-    assert "`table` lacks 52 of 52" in answer_text.left_out(records)
+    assert "`table` lacks 52 of 52" in words.left_out(records)
 
 
 def test_cells_that_were_not_run_are_shown_as_none(tmp_path: Path, whole: answers.Records) -> None:
@@ -151,9 +154,9 @@ def test_cells_that_were_not_run_are_shown_as_none(tmp_path: Path, whole: answer
 
 def test_steps_are_those_from_which_the_dice_stays() -> None:
     steps = [100, 200, 300, 400]
-    assert answers.steps_to([0.5, 0.9, 0.7, 0.85], steps, 0.8) == 400
-    assert answers.steps_to([0.9, 0.9, 0.9, 0.9], steps, 0.8) == 100
-    assert answers.steps_to([0.9, 0.9, 0.9, 0.7], steps, 0.8) == math.inf
+    assert answers_records.steps_to([0.5, 0.9, 0.7, 0.85], steps, 0.8) == 400
+    assert answers_records.steps_to([0.9, 0.9, 0.9, 0.9], steps, 0.8) == 100
+    assert answers_records.steps_to([0.9, 0.9, 0.9, 0.7], steps, 0.8) == math.inf
 
 
 def test_convergence_counts_pretraining_or_not_and_censors(tmp_path: Path) -> None:
@@ -177,50 +180,50 @@ def test_convergence_counts_pretraining_or_not_and_censors(tmp_path: Path) -> No
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "cris.json").write_text("{")
-    with pytest.raises(answers.AnswerError, match=r"cris\.json"):
+    with pytest.raises(answers_records.AnswerError, match=r"cris\.json"):
         _ = answers.Records(tmp_path).found
 
 
 def test_sentences_name_gains_with_their_intervals(whole: answers.Records) -> None:
-    sentences = answer_text.budget_sentences(whole)
+    sentences = words.budget_sentences(whole)
     assert sentences[0].startswith("Pretraining on phantoms, which need no annotation, raises Dice by +")
     assert "shows no difference at 10, 50, 100, 360 annotated patients" in sentences[0]
     assert not any("the same few" in sentence and "100" in sentence for sentence in sentences)
     assert set(SIZES) == set(answers.budget_points(whole)["patients"])
-    headline = answer_text.headline(whole)
+    headline = words.headline(whole)
     assert headline.startswith("Yes, where annotations are few")
     assert "none is shown with 10, 50, 100, 360" in headline
-    assert len(answer_text.findings(whole)) >= 7
+    assert len(words.findings(whole)) >= 7
 
 
 def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
     empty = answers.Records(tmp_path)
-    assert answer_text.findings(empty) == []
-    assert answer_text.headline(empty).startswith("No answer on real hearts yet: 0 of")
+    assert words.findings(empty) == []
+    assert words.headline(empty).startswith("No answer on real hearts yet: 0 of")
     one = [run for run in study() if run.part == "budget" and run.seed == 0]
-    assert answer_text.findings(write(tmp_path / "one", one)) == []
+    assert words.findings(write(tmp_path / "one", one)) == []
 
 
 def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_path: Path) -> None:
-    shown = answer_text.paper_shape(answers.table_cells(whole))
+    shown = words.paper_shape(answers.table_cells(whole))
     assert shown.loc[("CRIS", "synthetic"), "P7*"] == "N/A"
     assert float(shown.loc[("CRIS", "real"), "P1"]) == pytest.approx(82, abs=3)
-    empty = answer_text.paper_shape(answers.table_cells(answers.Records(tmp_path)))
+    empty = words.paper_shape(answers.table_cells(answers.Records(tmp_path)))
     assert set(empty.loc[("CLIPSeg", "real")]) == {"–"}
-    gains = answer_text.readable(answers.budget_gains(whole), ["arm", "patients"])
+    gains = words.readable(answers.budget_gains(whole), ["arm", "patients"])
     assert gains["gain"].str.match(r"[+-]\d+\.\d").all()
-    steps = answer_text.readable_steps(answers.convergence(whole))
+    steps = words.readable_steps(answers.convergence(whole))
     assert not steps.isna().any().any()
-    assert answer_text.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients")
-    assert answer_text.doubling_title(whole).startswith("Twice the steps add")
+    assert words.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients")
+    assert words.doubling_title(whole).startswith("Twice the steps add")
 
 
 def test_the_trial_of_a_larger_image_is_told_if_it_is_there(whole: answers.Records, tmp_path: Path) -> None:
-    told = answer_text.size_sentence(whole)
+    told = words.size_sentence(whole)
     assert "96 pixels a side 2,400 steps" in told
     assert "2.25 times the cost" in told
     small = [run for run in study() if run.recipe.image_size == 64]
-    assert answer_text.size_sentence(write(tmp_path / "small", small)) == ""
+    assert words.size_sentence(write(tmp_path / "small", small)) == ""
 
 
 def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
@@ -228,7 +231,7 @@ def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
     trials = [run for run in study() if run.part in ("recipe", "doubling")]
     phantom = [r for r in study() if r.part == "budget" and r.seed == 0 and r.arm == "phantom"]
     for name, runs in (("trials", trials), ("phantom", [*trials, *phantom])):
-        title = answer_text.doubling_title(write(tmp_path / name, runs))
+        title = words.doubling_title(write(tmp_path / name, runs))
         assert title.startswith("Trials of one seed each"), title
 
 
@@ -236,12 +239,15 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
     few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.part == "budget"])
     for records in (whole, few):
         cavity = answers.budget_points(records, ["left ventricular cavity"])
-        figure = answer_figures.plot_budget(answers.budget_points(records), cavity)
+        gains = answers.budget_gains(records)
+        figure = answers.plot_budget(answers.budget_points(records), gains, cavity)
         assert figure.axes[0].get_legend_handles_labels()[1]
-        answer_figures.plot_gains(answers.budget_gains(records))
-        answer_figures.plot_worth(answers.patients_saved(records))
-        answer_figures.plot_doubling(answers.doubling(records), records.recipe.rate, 64, 4800)
-        answer_figures.plot_curves(answer_text.learning_curves(records), 0.8)
-    import matplotlib.pyplot as plt
-
+        said = figure.axes[0].get_title(loc="left") + figure.axes[0].get_title()
+        assert said.replace("\n", " ") == words.budget_title(gains)
+        alone = answers.plot_budget(answers.budget_points(records), gains)
+        assert len(alone.axes) == 1
+        answers.plot_gains(gains)
+        answers.plot_worth(answers.patients_saved(records))
+        answers.plot_doubling(records, answers.doubling(records))
+        answers.plot_curves(words.learning_curves(records), 0.8)
     plt.close("all")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 import yaml
 
 from echovlsm import models
-from echovlsm.study import dry_run, dry_run_checks, rehearsal, run_costs
+from echovlsm.study import dry_run, dry_run_checks, run_costs
 from echovlsm.study.parameters import ParameterError
 from tests.conftest import ROOT, WEIGHTS, call
 
@@ -70,18 +72,16 @@ def test_a_run_that_can_start_is_told_and_nothing_is_written(site: Path, values:
     assert list(table.columns) == ["check", "value", "ok", "remedy"]
     assert _failed(table) == []
     assert "phantom-test (phantom): 3 train, 2 val, 1 test patients" in _row(table, "cohort")["value"]
-    assert "24 pictures, four a patient" in _row(table, "patients")["value"]
+    assert "24 images, four a patient" in _row(table, "patients")["value"]
     assert _row(table, "structures")["value"] == "all 3 in 24 masks"
     assert "clipseg, 3.6 million parameters, 0.2 of them learn" in _row(table, "weights")["value"]
     assert "of 77 tokens" in _row(table, "prompts")["value"]
     assert "GiB" in _row(table, "memory")["value"]
-    assert "2 steps of" in _row(table, "time")["value"]  # 12 pictures, 8 a step
+    assert "2 steps of" in _row(table, "time")["value"]  # 12 images, 8 a step
     assert "a run can start" in dry_run.report(table)
 
 
 def test_the_cache_is_as_before_afterwards(values: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     dry_run.dry_run(values(), measure=False)
     assert os.environ["ECHOVLSM_CACHE"].endswith("cache")
     monkeypatch.delenv("ECHOVLSM_CACHE")
@@ -156,23 +156,16 @@ def test_absent_testing_patients_matter_only_if_they_are_to_be_scored(
     values: Callable, phantom_cohort: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(phantom_cohort, tmp_path / "c")
-    (tmp_path / "c/cohort.yaml").write_text(
-        yaml.safe_dump(
-            {
-                k: v
-                for k, v in yaml.safe_load((phantom_cohort / "cohort.yaml").read_text()).items()
-                if k != "frames"
-            }
-        )
-    )
+    meta = yaml.safe_load((phantom_cohort / "cohort.yaml").read_text())
+    meta.pop("frames", None)
+    (tmp_path / "c/cohort.yaml").write_text(yaml.safe_dump(meta))
     for name in (tmp_path / "c/database_split/subgroup_testing.txt").read_text().split():
         shutil.rmtree(tmp_path / "c/database_nifti" / name)
     table = dry_run.dry_run(values(cohort=str(tmp_path / "c")), measure=False)
     assert _failed(table) == ["cohort", "absent patients"]
     assert "evaluate_on=val" in _row(table, "cohort")["remedy"]
-    assert (
-        _failed(dry_run.dry_run(values(cohort=str(tmp_path / "c"), evaluate_on="val"), measure=False)) == []
-    )
+    others = dry_run.dry_run(values(cohort=str(tmp_path / "c"), evaluate_on="val"), measure=False)
+    assert _failed(others) == []
 
 
 def test_a_structure_that_no_mask_shows_is_named(values: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +205,7 @@ def test_metadata_that_a_prompt_says_must_be_there_or_be_left_out(
     ):
         table = dry_run.dry_run(values(cohort=cohort, **changes), measure=False)
         assert _failed(table) == failed
-        assert "24 without age of 24 pictures" in _row(table, "metadata")["value"]
+        assert "24 without age of 24 images" in _row(table, "metadata")["value"]
     assert "P5 says age" in _row(table, "metadata")["remedy"]
 
 
@@ -272,7 +265,7 @@ def test_memory_grows_with_the_batch_and_weights_stay(name: str, weights: Path) 
     assert (table["seconds"] > 0).all()
     total, learned = run_costs.count_parameters(model)
     kept = table["memory"] - 4 * total - 12 * learned
-    assert 2 < kept[1] / kept[0] < 3.3  # words and casts are encoded once for all pictures
+    assert 2 < kept[1] / kept[0] < 3.3  # words and casts are encoded once for all images
     assert all(torch.equal(before[key], value) for key, value in model.named_parameters())
 
 
@@ -327,18 +320,16 @@ def test_the_exit_status_tells(site: Path, phantom_cohort: Path) -> None:
     assert "there are: camus, " in unknown.output
 
 
-def test_a_parameter_is_given_in_two_words_or_one(site: Path, phantom_cohort: Path) -> None:
+def test_a_parameter_is_given_in_two_words_or_one_and_the_table_had_as_csv(
+    site: Path, phantom_cohort: Path
+) -> None:
     start = ["dry-run", "smoke", "--cohort", phantom_cohort, "--no-measure", "--csv", "-p", "threads", "1"]
-    assert call(*start, "-p", "prompt", "P3").output == call(*start, "-p", "prompt=P3").output
-
-
-def test_the_table_can_be_had_as_csv(site: Path, phantom_cohort: Path) -> None:
-    import io
-
-    words = ["smoke", "--cohort", phantom_cohort, "--no-measure", "--csv", "-p", "threads", "1"]
-    table = pd.read_csv(io.StringIO(call("dry-run", *words).stdout))
-    assert list(table.columns) == list(dry_run.COLUMNS)
+    two, one = call(*start, "-p", "prompt", "P3").stdout, call(*start, "-p", "prompt=P3").stdout
+    assert two == one
+    table = pd.read_csv(io.StringIO(two))
+    assert list(table.columns) == ["check", "value", "ok", "remedy"]
     assert table["ok"].all()
+    assert "P3: " in _row(table, "prompts")["value"]
 
 
 def test_a_profile_is_named_or_given_as_a_file(site: Path) -> None:
@@ -363,7 +354,7 @@ def test_the_way_of_the_full_study_goes_through_in_small(site: Path, phantom_coh
     done = call("rehearse", *words)
     assert done.exit_code == 0, done.output
     record = yaml.safe_load((site / "record" / "cris.yaml").read_text())
-    assert record["note"] == f"{rehearsal.MARK} Tiny weights."
+    assert record["note"] == f"{dry_run.MARK} Tiny weights."
     assert (record["steps"], record["scale"], record["scored"]["pictures"]) == (2, "full", 4)
     assert (record["parameters"]["learning_rate"], record["parameters"]["batch_size"]) == (2e-5, 2)
     assert record["scored"]["split"] == "val"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import nbformat
@@ -38,7 +39,6 @@ def test_cells_to_look_at_are_left_out_on_request_and_the_notebook_says_so(tmp_p
 @pytest.mark.parametrize("name", ["04_training", "05_evaluation"])
 def test_no_cell_rests_on_one_that_only_shows_something(name: str) -> None:
     """What such a cell defines, others that stay do not use, unless they define it themselves."""
-    import ast
 
     def names(source: str, kind: type[ast.expr_context]) -> set[str]:
         found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]

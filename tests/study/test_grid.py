@@ -12,9 +12,11 @@ import yaml
 from echovlsm import STRUCTURES
 from echovlsm.base.run_folder import RunFolder
 from echovlsm.evaluation import statistics
-from echovlsm.study import grid, grid_figures
+from echovlsm.study import grid
 from echovlsm.study.differences import UNEQUAL
-from echovlsm.study.grid import Cell, GridError, read_grid
+from echovlsm.study.grid import Cell, read_grid
+from echovlsm.study.grid.cells import GridError
+from echovlsm.study.grid.results import NO_WORDS, told_of_verdicts
 from tests.conftest import ROOT
 
 DEMO = ROOT / "notebooks" / "grids" / "demo.yaml"
@@ -177,7 +179,7 @@ def test_an_unfinished_cell_costs_and_is_left_out(small: Path, tmp_path: Path) -
     [
         ({"scale": "full"}, "scale"),
         ({"code_hash": "other"}, "code"),
-        ({"evaluation": {"data_hash": "other", "seconds": 1.0}}, "scored pictures"),
+        ({"evaluation": {"data_hash": "other", "seconds": 1.0}}, "scored images"),
     ],
 )
 def test_results_that_do_not_belong_together_are_refused(
@@ -195,7 +197,7 @@ def test_the_reference_has_a_column_of_its_own(small: Path, tmp_path: Path) -> N
     for cell, dice in zip(cells.cells, (0.5, 0.9), strict=True):
         _complete(tmp_path, cell, dice)
     table = statistics.summary_table(grid.collect(cells, tmp_path)["scores"])
-    assert table.loc[("unet", "real"), grid.NO_WORDS].startswith("90.00")
+    assert table.loc[("unet", "real"), NO_WORDS].startswith("90.00")
     assert table.loc[("unet", "real"), "P0"] == statistics.ABSENT
     assert table.loc[("clipseg", "real"), "P0"].startswith("50.00")
 
@@ -262,5 +264,5 @@ def test_a_gain_at_unequal_steps_is_no_finding() -> None:
 
 def test_verdicts_are_counted_in_words() -> None:
     verdicts = ["lower", "no difference shown", "lower", UNEQUAL]
-    told = grid_figures.told_of_verdicts(pd.DataFrame({"verdict": verdicts}))
+    told = told_of_verdicts(pd.DataFrame({"verdict": verdicts}))
     assert told == "lower in 2, no difference shown in 1, unequal steps in 1 of 4 comparisons"

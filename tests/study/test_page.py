@@ -54,12 +54,10 @@ def test_figures_say_the_cohort_that_is_open_or_their_own(page: Page) -> None:
     assert _stamp(page, "another", "phantom").startswith("scale: smoke · cohort: another (phantom)")
 
 
-def test_a_captions_note_is_asked_for(page: Page) -> None:
-    page.of("CAMUS", "real", "full")
+def test_a_table_has_its_caption_and_its_index_on_request(page: Page) -> None:
     table = pd.DataFrame({"dice": [0.9]})
     assert page.table(table, "Dice.").caption == "Dice."
     assert page.table(table).caption is None
-    assert page.table(table, "Dice.", note=True).caption == "Dice. scale: full · cohort: CAMUS (real)"
     assert ">0</th>" in page.table(table).to_html()
     assert ">0</th>" not in page.table(table, index=False).to_html()
 

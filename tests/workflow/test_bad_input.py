@@ -50,7 +50,8 @@ from echovlsm.prompts.templates import (
 from echovlsm.prompts.vqa import ShapeError
 from echovlsm.published.scores import PublishedError, load_scores
 from echovlsm.study.execution import execute
-from echovlsm.study.grid import GridError, collect, read_grid
+from echovlsm.study.grid import collect, read_grid
+from echovlsm.study.grid.cells import GridError
 from echovlsm.study.parameters import (
     ParameterError,
     as_typed,
@@ -955,7 +956,7 @@ def results_of_another_scale_in_one_table(place: Place) -> Callable[[], object]:
     return partial(collect, read_grid(grid_file(place)), place.path / "runs")
 
 
-@bad(GridError, "differ in scored pictures", "run `snakemake grid` again")
+@bad(GridError, "differ in scored images", "run `snakemake grid` again")
 def results_on_other_pictures_in_one_table(place: Place) -> Callable[[], object]:
     cell(place.path / "runs", 1)
     cell(place.path / "runs", 2, evaluation={"data_hash": "e", "seconds": 2.0})
@@ -977,7 +978,11 @@ def a_broken_grid(place: Place) -> Callable[[], object]:
     return partial(read_grid, place.text("grid.yaml", "blocks:\n- models: [clipseg\n"))
 
 
-@bad(GridError, r"blocks of .*grid\.yaml must be a list of blocks", r"notebooks/grids/demo\.yaml shows it")
+@bad(
+    GridError,
+    r"blocks of .*grid\.yaml must be a list of blocks",
+    r"notebooks/grids/demo\.yaml shows the form",
+)
 def a_grid_without_blocks(place: Place) -> Callable[[], object]:
     return partial(read_grid, grid_file(place, blocks=None))
 

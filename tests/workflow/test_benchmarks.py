@@ -17,7 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.entries.training import count_operations
 from benchmarks.measure import Found, Growth, Pair, Rate, Side
 from echovlsm.models.cris_parts import Projector, convolve_doubled
-from echovlsm.study import benchmark_figures
+from echovlsm.study import speed
 from echovlsm.training import loop as training
 
 QUICK = setups.Settings(quick=True, threads=1)
@@ -170,9 +170,9 @@ def test_the_command_prints_and_records(tmp_path: Path, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert "five metrics of 12 masks" in told
     assert "equal to" in told
-    tables, about = benchmark_figures.read_results(tmp_path)
+    tables, about = speed.read_results(tmp_path)
     assert list(tables["pairs"]["pair"]) == ["scores"]
-    assert "Provisional" in benchmark_figures.how_measured(about), "tiny sizes are no record"
+    assert "Provisional" in speed.how_measured(about), "tiny sizes are no record"
 
 
 # -- the record -----------------------------------------------------------------------------------------
@@ -188,27 +188,27 @@ def test_an_entry_replaces_its_own_rows_only(tmp_path: Path) -> None:
     told, machine = {"seconds": 1.0, "busy_elsewhere": 0.0}, record.about_machine(1)
     for entry, ratio in (("a", 1.0), ("b", 5.0), ("a", 3.0)):
         record.write(tmp_path, {entry: _found(entry, ratio)}, {entry: told}, machine)
-    tables, about = benchmark_figures.read_results(tmp_path)
+    tables, about = speed.read_results(tmp_path)
     assert dict(zip(tables["pairs"]["entry"], tables["pairs"]["ratio"], strict=True)) == {"b": 5.0, "a": 3.0}
     assert set(about["entries"]) == {"a", "b"}
     assert not list(tmp_path.glob("*.partial"))
     record.write(tmp_path, {"b": _found("b", 2.5)}, {"b": told}, machine | {"cores": 999})
-    tables, about = benchmark_figures.read_results(tmp_path)
+    tables, about = speed.read_results(tmp_path)
     assert list(tables["pairs"]["entry"]) == ["b"], "times of two machines do not stand side by side"
-    assert "No GPU was measured" in benchmark_figures.how_measured(about) or about["machine"]["gpu"]
-    assert "Provisional" not in benchmark_figures.how_measured(about)
+    assert "No GPU was measured" in speed.how_measured(about) or about["machine"]["gpu"]
+    assert "Provisional" not in speed.how_measured(about)
 
 
 def test_an_absent_record_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="python -m benchmarks"):
-        benchmark_figures.read_results(tmp_path)
+        speed.read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("busy", "quick", "provisional"), [(0.01, False, 0), (0.3, False, 1), (np.nan, False, 1)]
 )
 def test_times_taken_beside_others_are_provisional(busy: float, quick: bool, provisional: int) -> None:
-    assert benchmark_figures.disturbed({"busy_elsewhere": busy, "quick": quick}) == bool(provisional)
+    assert speed.disturbed({"busy_elsewhere": busy, "quick": quick}) == bool(provisional)
 
 
 def test_goals_are_reached_from_above_and_from_below() -> None:
@@ -221,7 +221,7 @@ def test_goals_are_reached_from_above_and_from_below() -> None:
             rate | {"title": "e", "value": 5.0, "better": "more"},
         ]
     )
-    table = benchmark_figures.goals(pairs, rates)
+    table = speed.goals(pairs, rates)
     assert list(table["reached"]) == [False, True, False, True, True]
 
 
@@ -231,7 +231,7 @@ def test_exponents_are_those_of_the_power() -> None:
         for n in (1, 2, 4, 8)
         for repeat in range(3)  # one of three is slow: the median does not see it
     ]
-    fit = benchmark_figures.exponents(pd.DataFrame(rows)).iloc[0]
+    fit = speed.exponents(pd.DataFrame(rows)).iloc[0]
     assert fit["exponent"] == pytest.approx(1.5)
     assert fit["exponent_end"] == pytest.approx(1.5)
 

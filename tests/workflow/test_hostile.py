@@ -43,12 +43,12 @@ from echovlsm.cohort.read import read_cohort
 from echovlsm.models.common import ModelError
 from echovlsm.models.cris import CRIS
 from echovlsm.prompts.vqa import ShapeError, load_vqa
-from echovlsm.published.runs import find_runs
+from echovlsm.published.claims import find_runs
 from echovlsm.published.scores import PublishedError, load_scores
+from echovlsm.study.answers import read_record
 from echovlsm.study.execution import execute
-from echovlsm.study.grid import GridError, read_grid
+from echovlsm.study.grid.cells import GridError, read_grid
 from echovlsm.study.parameters import ParameterError, notebook_defaults, read_profile
-from echovlsm.study.real_figures import read_record
 from echovlsm.synthesis.unet import SemanticUNetConfig
 from echovlsm.synthesis.weights import WeightsError, load_checkpoint, load_denoiser
 from echovlsm.training.loop import fit

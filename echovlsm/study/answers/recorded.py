@@ -1,8 +1,7 @@
-"""What the recorded runs on real hearts say, and how it looks: yardsticks, agreement, rehearsals."""
+"""Other recorded results on real hearts: the main run beside yardsticks, ejection fractions, rehearsals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,20 @@ from echovlsm.evaluation import statistics
 PAIRS: dict[str, str] = {"edv_ml": "EDV (ml)", "esv_ml": "ESV (ml)", "ef_percent": "EF (percentage points)"}
 """Clinical ends that are compared, in words."""
 
+OBSERVER = "one cardiologist, twice"
+
+YARDSTICK: dict[tuple[str, str], tuple[float, float]] = {
+    ("left ventricular cavity", "nnU-Net"): (0.952, 0.935),
+    ("left ventricular cavity", "U-Net (Leclerc)"): (0.936, 0.912),
+    ("left ventricular cavity", OBSERVER): (0.945, 0.930),
+    ("epicardium", "nnU-Net"): (0.963, 0.959),
+    ("epicardium", "U-Net (Leclerc)"): (0.956, 0.946),
+    ("epicardium", OBSERVER): (0.957, 0.951),
+    ("left atrium cavity", "nnU-Net"): (0.902, 0.935),
+    ("left atrium cavity", "U-Net (Leclerc)"): (0.889, 0.918),
+}
+"""Dice at end diastole and systole in the challenge's table (Leclerc et al. 2019); not verified."""
+
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """`run.yaml` of a recorded result.
@@ -29,7 +42,6 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     ValueError
         It is broken.
     """
-
     file = paths.resolve(folder) / "run.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no recorded result; book/how_to_run.md says how it is made")
@@ -37,7 +49,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Recorded rehearsals of the full study (`echovlsm.study.rehearsal`): none of it is a result.
+    """Recorded rehearsals of the full study (`echovlsm rehearse`): none of it is a result.
 
     Parameters
     ----------
@@ -47,8 +59,8 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns
     -------
     DataFrame
-        One row a model: `pixels`, `pictures a step`, `steps`, `loss`, `seconds` and `GiB` (the most that the
-        training held), `pictures scored`, `seconds to score`.
+        One row a model: `pixels`, `images per step`, `steps`, `loss`, `seconds` and `GiB` (the most that the
+        training held), `images scored`, `seconds to score`.
     DataFrame
         The dry run of the whole run: one row a check; for each model what was found, and what to do about
         what is missing.
@@ -58,7 +70,6 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     FileNotFoundError
         There is none.
     """
-
     found = sorted(paths.resolve(folder).glob("*.yaml"))
     if not found:
         raise FileNotFoundError(
@@ -70,12 +81,12 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         setup, scored = record["parameters"], record["scored"]
         rows[file.stem] = {
             "pixels": setup["image_size"],
-            "pictures a step": setup["batch_size"],
+            "images per step": setup["batch_size"],
             "steps": record["steps"],
             "loss": record["history"]["train_loss"],
             "seconds": record["seconds"],
             "GiB": record["peak_memory_gib"],
-            "pictures scored": scored["pictures"],
+            "images scored": scored["pictures"],
             "seconds to score": scored["seconds"],
         }
         table = pd.read_csv(file.with_name(f"{file.stem}-checks-whole.csv"), keep_default_na=False)
@@ -83,19 +94,6 @@ def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         table["told"] = table["value"] + missing.map(lambda text: f" – missing: {text}" if text else "")
         tables[file.stem] = table.set_index("check")["told"]
     return pd.DataFrame(rows).T, pd.DataFrame(tables).reindex(tables[found[0].stem].index)
-
-
-YARDSTICK: dict[tuple[str, str], tuple[float, float]] = {
-    ("left ventricular cavity", "nnU-Net"): (0.952, 0.935),
-    ("left ventricular cavity", "U-Net (Leclerc)"): (0.936, 0.912),
-    ("left ventricular cavity", "one cardiologist, twice"): (0.945, 0.930),
-    ("epicardium", "nnU-Net"): (0.963, 0.959),
-    ("epicardium", "U-Net (Leclerc)"): (0.956, 0.946),
-    ("epicardium", "one cardiologist, twice"): (0.957, 0.951),
-    ("left atrium cavity", "nnU-Net"): (0.902, 0.935),
-    ("left atrium cavity", "U-Net (Leclerc)"): (0.889, 0.918),
-}
-"""Dice at end diastole and systole in the challenge's table (Leclerc et al. 2019); not verified."""
 
 
 def yardstick(ours: pd.DataFrame) -> pd.DataFrame:
@@ -114,8 +112,8 @@ def yardstick(ours: pd.DataFrame) -> pd.DataFrame:
     """
     table = pd.DataFrame(YARDSTICK, index=["ED", "ES"]).T.unstack(1).swaplevel(axis=1)
     for phase in ("ED", "ES"):
-        table["main run", phase] = ours[phase].reindex(table.index) if phase in ours else np.nan
-    order = ("nnU-Net", "U-Net (Leclerc)", "one cardiologist, twice", "main run")
+        table["main run", phase] = ours[phase].reindex(table.index)
+    order = ("nnU-Net", "U-Net (Leclerc)", OBSERVER, "main run")
     return table.loc[:, [(name, phase) for name in order for phase in ("ED", "ES")]]
 
 
@@ -128,17 +126,17 @@ def by_view(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def impossible(ends: pd.DataFrame, low: float = 5.0) -> str:
-    """A sentence on ejection fractions below `low` percent, with the areas they rest on."""
-    rows = ends[ends["ef_percent"] < low]
+def impossible(ends: pd.DataFrame) -> str:
+    """A sentence on ejection fractions below 5 %, with the areas they rest on."""
+    rows = ends[ends["ef_percent"] < 5]
     if rows.empty:
-        return f"No ejection fraction lies below {low:.0f} %."
+        return "No ejection fraction lies below 5 %."
     told = [
         f"{row.patient}, {row.source}: {row.ef_percent:.1f} % (cavity in {row.views} "
         f"{row.area_ed_cm2:.1f} cm² at end diastole, {row.area_es_cm2:.1f} at end systole)"
         for row in rows.itertuples()
     ]
-    return f"Ejection fractions below {low:.0f} %: {len(rows)} of {len(ends)}. {'; '.join(told)}."
+    return f"Ejection fractions below 5 %: {len(rows)} of {len(ends)}. {'; '.join(told)}."
 
 
 def compare_ends(ends: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -151,21 +149,15 @@ def compare_ends(ends: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows).T, wide["ef_percent"]
 
 
-def plot_agreement(ef: pd.DataFrame, found: Mapping[str, float]) -> Figure:
+def plot_agreement(agreements: pd.DataFrame, ef: pd.DataFrame) -> Figure:
     """Bland and Altman's plot of the ejection fraction, and prediction against reference."""
+    found = agreements.loc[PAIRS["ef_percent"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=(1.35, 1))
     mean, difference = ef.mean(axis=1), ef["prediction"] - ef["reference"]
     left.plot(mean, difference, "o", color="#0072B2", markersize=4, alpha=0.75)
     for value, style in ((found["bias"], "-"), (found["low"], "--"), (found["high"], "--")):
         left.axhline(value, color="#333333", linestyle=style, linewidth=1)
-    left.fill_between(
-        [0, 1],
-        found["bias_low"],
-        found["bias_high"],
-        color="#333333",
-        alpha=0.12,
-        transform=left.get_yaxis_transform(),
-    )
+    left.axhspan(found["bias_low"], found["bias_high"], color="#333333", alpha=0.12)
     left.set(xlabel="mean of both EF (%)", ylabel="prediction - reference\n(percentage points)")
     left.set_title(f"Bias {found['bias']:+.1f}, limits {found['low']:+.1f} to {found['high']:+.1f}")
     low, high = float(np.nanmin(ef.to_numpy())), float(np.nanmax(ef.to_numpy()))

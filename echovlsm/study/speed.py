@@ -1,11 +1,11 @@
-"""What the recorded benchmarks say, and how it looks: ratios against goals, growth, choices of arithmetic.
+"""What the benchmarks on record say, and how it looks: ratios against goals, growth, choices of arithmetic.
 
-Made by ``python -m benchmarks``; read by notebook 10.
+``python -m benchmarks`` makes them; notebook 10 shows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ TABLES: tuple[str, ...] = ("pairs", "rates", "growth")
 BUSY = 0.05
 """Share of the processors that others may use before a measurement counts as provisional."""
 
-COLOURS: dict[str, str] = {"reached": "#009E73", "missed": "#D55E00", "none": "#0072B2"}
-"""Of a goal that is reached or missed, and of a pair without one."""
+BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#7F7F7F"
 
 
 def read_results(folder: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
@@ -36,12 +35,10 @@ def read_results(folder: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str,
     FileNotFoundError
         There is no record; the message says what makes it.
     """
-
     folder = paths.resolve(folder)
-    wanted = [*(f"{name}.csv" for name in TABLES), "about.yaml"]
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder}: no {missing[0]}; `python -m benchmarks` makes it")
+    for name in (*(f"{name}.csv" for name in TABLES), "about.yaml"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: no {name}; `python -m benchmarks` makes it")
     tables = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
     for name in ("pairs", "rates"):
         words = tables[name].select_dtypes(exclude="number").columns
@@ -58,22 +55,20 @@ def how_measured(about: Mapping[str, Any]) -> str:
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     commits = ", ".join(dict.fromkeys(f"`{entry['commit']}`" for entry in entries.values()))
     minutes = sum(entry["seconds"] for entry in entries.values()) / 60
-    lines = [f"Measured on {when} on {machine['device']} ({cores}) with {versions}; commit {commits}; "]
-    lines[0] += f"{minutes:.0f} minutes in all."
-    if machine["gpu"]:
-        lines.append(f"GPU: {machine['gpu']}.")
-    else:
-        lines.append(
-            "**No GPU was measured.** What the whole study costs on one cannot be told from this page."
-        )
-    busy = {name: entry["busy_elsewhere"] for name, entry in entries.items() if disturbed(entry)}
+    told = f"Measured on {when} on {machine['device']} ({cores}) with {versions}; commit {commits}; "
+    told += f"{minutes:.0f} minutes in all.\n\n"
+    told += (
+        f"GPU: {machine['gpu']}."
+        if machine["gpu"]
+        else ("**No GPU was measured.** What the whole study costs on one cannot be told from this page.")
+    )
+    busy = [f"{name} {one['busy_elsewhere']:.0%}" for name, one in entries.items() if disturbed(one)]
     if busy:
-        told = ", ".join(f"{name} {share:.0%}" for name, share in busy.items())
-        lines.append(
-            "**Provisional:** others used the processors meanwhile "
-            f"({told}). That changes the times, but hardly the ratios."
+        told += (
+            f"\n\n**Provisional:** others used the processors meanwhile ({', '.join(busy)}). That changes "
         )
-    return "\n\n".join(lines)
+        told += "the times, but hardly the ratios."
+    return told
 
 
 def disturbed(entry: Mapping[str, Any]) -> bool:
@@ -141,20 +136,10 @@ def choices(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def share_of_peak(rates: pd.DataFrame) -> dict[str, float]:
-    """GFLOP per second of a matrix product and of a training step, and the share of the two."""
-    values = rates.set_index("rate")["value"]
-    return {
-        "product": float(values["matrix-product"]),
-        "training": float(values["clipseg-operations"]),
-        "share": float(values["clipseg-share"]),
-    }
-
-
 # -- figures --------------------------------------------------------------------------------------------
 
 
-def _dots(axes: Axes, table: pd.DataFrame, colours: list[str]) -> None:
+def _dots(axes: Axes, table: pd.DataFrame, colours: Sequence[str]) -> None:
     """One line a pair: median ratio and range, on a logarithmic axis with 1 marked."""
     places = np.arange(len(table))[::-1]
     for place, row, colour in zip(places, table.itertuples(), colours, strict=True):
@@ -173,18 +158,15 @@ def _dots(axes: Axes, table: pd.DataFrame, colours: list[str]) -> None:
 
 def plot_ratios(pairs: pd.DataFrame) -> Figure:
     """How many times faster than the plain way; a stroke marks what was wanted."""
-    table = pairs[pairs["kind"] == "goal"].copy()
-    table["label"] = table["title"] + "\n" + table["ours"].str.replace("`", "") + " / " + table["plain"]
-    table["label"] = table["label"].str.replace("`", "")
-    states = np.select(
-        [table["target"].isna(), table["ratio"] >= table["target"]], ["none", "reached"], "missed"
-    )
+    table = pairs[pairs["kind"] == "goal"]
+    labels = table["title"] + "\n" + table["ours"] + " / " + table["plain"]
+    table = table.assign(label=labels.str.replace("`", ""))
+    wanted, reached = table["target"].notna(), table["ratio"] >= table["target"]
     figure, axes = plt.subplots(figsize=(9, 0.62 * len(table) + 1.2))
-    _dots(axes, table, [COLOURS[state] for state in states])
+    _dots(axes, table, np.where(wanted, np.where(reached, GREEN, RED), BLUE))
     axes.set_xlabel("times faster than the plain way (median and range; black stroke: wanted)")
-    wanted = (states != "none").sum()
     axes.set_title(
-        f"{(states == 'reached').sum()} of {wanted} ratios asked for are reached; "
+        f"{reached.sum()} of {wanted.sum()} ratios asked for are reached; "
         f"medians from {table['ratio'].min():.1f} to {table['ratio'].max():.0f} ×"
     )
     return figure
@@ -192,12 +174,10 @@ def plot_ratios(pairs: pd.DataFrame) -> Figure:
 
 def plot_choices(pairs: pd.DataFrame) -> Figure:
     """How many times faster a setting is than the default; green: the package takes it."""
-    table = pairs[pairs["kind"] == "choice"].copy()
-    table["label"] = table["ours"] + ": " + table["title"]
-    table["target"] = np.nan
-    colours = ["#009E73" if chosen == "ours" else "#7F7F7F" for chosen in table["chosen"]]
+    table = pairs[pairs["kind"] == "choice"]
+    table = table.assign(label=table["ours"] + ": " + table["title"], target=np.nan)
     figure, axes = plt.subplots(figsize=(9, 0.4 * len(table) + 1.2))
-    _dots(axes, table, colours)
+    _dots(axes, table, np.where(table["chosen"] == "ours", GREEN, GREY))
     axes.set_xlabel("times faster than the default (median and range; green: taken)")
     best, worst = table.loc[table["ratio"].idxmax()], table.loc[table["ratio"].idxmin()]
     axes.set_title(
@@ -211,7 +191,7 @@ def plot_growth(growth: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """Seconds against amount, one panel an axis, with the exponents."""
     axes_names = list(dict.fromkeys(growth["axis"]))
     figure, panels = plt.subplots(1, len(axes_names), figsize=(3.6 * len(axes_names), 3.9), squeeze=False)
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+    colours = (BLUE, RED, GREEN, "#CC79A7", "#E69F00")
     for axes, name in zip(panels[0], axes_names, strict=True):
         part = growth[growth["axis"] == name]
         exponent = fits[fits["axis"] == name].set_index("stage")["exponent"]
@@ -231,49 +211,42 @@ def plot_growth(growth: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_peak(found: Mapping[str, float]) -> Figure:
+def plot_peak(rates: pd.DataFrame) -> Figure:
     """Rate of a matrix product and of a training step."""
     figure, axes = plt.subplots(figsize=(8, 1.9))
-    names = ["training step, CLIPSeg 352 px", "matrix product, 2048 × 2048"]
-    values = [found["training"], found["product"]]
-    axes.barh(names, values, color=["#0072B2", "#7F7F7F"], height=0.55)
+    values = rates.set_index("rate").loc[["clipseg-operations", "matrix-product"], "value"].to_list()
+    axes.barh(
+        ["training step, CLIPSeg 352 px", "matrix product, 2048 × 2048"],
+        values,
+        color=[BLUE, GREY],
+        height=0.55,
+    )
     for place, value in enumerate(values):
         axes.text(value, place, f" {value:.0f}", va="center", fontsize=9)
     axes.set(xlabel="GFLOP per second, float32", xlim=(0, 1.12 * max(values)))
     axes.set_title(
-        f"A training step does {found['training']:.0f} GFLOP per second, "
-        f"a large matrix product {found['product']:.0f}"
+        f"A training step does {values[0]:.0f} GFLOP per second, a large matrix product {values[1]:.0f}"
     )
     return figure
 
 
-CHAPTER_COLOURS: dict[str, str] = {
-    "01_cohort": "#0072B2",
-    "02_synthesis": "#E69F00",
-    "04_training": "#009E73",
-    "05_evaluation": "#56B4E9",
-}
-"""Of the notebooks in the schedule; all others are grey."""
-
-
 def plot_schedule(table: pd.DataFrame) -> Figure:
     """Which notebook ran when, in as many lanes as ran at once; `table`: of `execution.schedule`."""
+    colours = {"01_cohort": BLUE, "02_synthesis": "#E69F00", "04_training": GREEN, "05_evaluation": "#56B4E9"}
     ends: list[float] = []  # of what runs last in each lane
     figure, axes = plt.subplots(figsize=(8, 2.2))
     for row in table.itertuples():
         free = [lane for lane, end in enumerate(ends) if end <= row.start]
         lane = free[0] if free else len(ends)
         ends[lane : lane + 1] = [row.end]
-        colour = CHAPTER_COLOURS.get(row.notebook, "#999999")
+        colour = colours.get(row.notebook, "#999999")
         axes.barh(lane, row.end - row.start, left=row.start, color=colour, edgecolor="white", linewidth=0.3)
     whole = table["end"].max()
     busy = (table["end"] - table["start"]).sum() / (whole * len(ends))
     axes.set(xlabel="minutes", ylabel="job", yticks=range(len(ends)), yticklabels=range(1, len(ends) + 1))
     axes.invert_yaxis()
-    marks = [
-        plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in CHAPTER_COLOURS.items()
-    ]
-    marks.append(plt.Rectangle((0, 0), 1, 1, color="#999999", label="others"))
+    named = (colours | {"others": "#999999"}).items()
+    marks = [plt.Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in named]
     figure.legend(handles=marks, loc="outside right center", fontsize=8)
     figures.heading(
         figure, f"{len(table)} notebooks in {whole:.0f} minutes: {busy:.0%} of the jobs' time is work"

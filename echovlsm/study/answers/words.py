@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from echovlsm.study.answers import (
+from echovlsm.study.answers.records import (
     LEARNS_FROM_REAL,
     STRATEGIES,
     Records,
@@ -23,7 +23,7 @@ from echovlsm.study.answers import (
     table_gains,
     worth_of_words,
 )
-from echovlsm.study.differences import ONE_SEED, UNEQUAL
+from echovlsm.study.differences import NO_DIFFERENCE, ONE_SEED, UNEQUAL
 from echovlsm.study.plan import ALL, NOTHING
 
 NAMES: dict[str, str] = {
@@ -32,11 +32,8 @@ NAMES: dict[str, str] = {
     "diffusion": "diffusion images first",
     "diffusion+phantom": "both kinds first",
     "diffusion-few": "diffusion of the same patients first",
-    "synthetic": "synthetic images only",
-    "joint": "both at once",
-    "zeroshot": "not trained",
 }
-"""Arms in words."""
+"""Arms of the annotation budget in words."""
 
 NAMES_OF_MODELS: dict[str, str] = {
     "cris": "CRIS",
@@ -68,8 +65,7 @@ def readable(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
         return table
     shown = table[list(where)].replace({"arm": NAMES, "model": NAMES_OF_MODELS})
     shown["gain"] = table["gain"].map(points)
-    pairs = zip(table["low"].map(points), table["high"].map(points), strict=True)
-    shown["95 % interval"] = [f"{low} to {high}" for low, high in pairs]
+    shown["95 % interval"] = table["low"].map(points) + " to " + table["high"].map(points)
     shown["seeds"] = table["seeds"]
     told = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in table["p_holm"]]
     untold = table["verdict"].isin([ONE_SEED, UNEQUAL])  # no finding, whatever its p
@@ -80,30 +76,33 @@ def readable(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
 
 def readable_steps(table: pd.DataFrame) -> pd.DataFrame:
     """`convergence` in words: one row a model, prompt and strategy, medians over seeds."""
-    rows = []
     if table.empty:
         return table
+    rows = []
     for (model, prompt, strategy), part in table.groupby(["model", "prompt", "strategy"], sort=False):
         middle = part[["real", "alone", "whole", "faster_alone", "faster_whole"]].median()
-        steps = [
-            "not reached" if math.isinf(middle[key]) else f"{middle[key]:.0f}" for key in middle.index[:3]
-        ]
-        ratios = [f"{ratio:.2f} ×" if ratio else "–" for ratio in list(middle)[3:]]
-        row = {"model": NAMES_OF_MODELS[model], "prompt": prompt, "strategy": strategy, "seeds": len(part)}
-        words = (
-            "steps of real",
-            "steps without pretraining's",
-            "steps with them",
-            "sooner without",
-            "with them",
+        real, alone, whole = (
+            "not reached" if math.isinf(steps) else f"{steps:.0f}" for steps in middle.iloc[:3]
         )
-        rows.append(row | dict(zip(words, [*steps, *ratios], strict=True)))
+        sooner, sooner_whole = (f"{ratio:.2f} ×" if ratio else "–" for ratio in middle.iloc[3:])
+        rows.append(
+            {
+                "model": NAMES_OF_MODELS[model],
+                "prompt": prompt,
+                "strategy": strategy,
+                "seeds": len(part),
+                "steps of real": real,
+                "steps without pretraining's": alone,
+                "steps with them": whole,
+                "sooner without": sooner,
+                "with them": sooner_whole,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def paper_shape(cells: pd.DataFrame) -> pd.DataFrame:
     """`table_cells` as the paper prints them: a row a model and strategy, a column a prompt; text."""
-    order = ("P0", "P1", "P2", "P3", "P7*")
 
     def told(row: Any) -> str:
         if math.isnan(row.dice):
@@ -112,30 +111,25 @@ def paper_shape(cells: pd.DataFrame) -> pd.DataFrame:
         return f"{100 * row.dice:.1f}{few}"
 
     texts = cells.assign(
-        text=[told(row) for row in cells.itertuples()], model=cells["model"].map(NAMES_OF_MODELS)
+        text=[told(row) for row in cells.itertuples()],
+        model=pd.Categorical(cells["model"].map(NAMES_OF_MODELS), NAMES_OF_MODELS.values()),
+        strategy=pd.Categorical(cells["strategy"], STRATEGIES.values()),
     )
-    wide = texts.pivot(index=["model", "strategy"], columns="prompt", values="text")
-    rows = texts[["model", "strategy"]].drop_duplicates().itertuples(index=False, name=None)
-    index = pd.MultiIndex.from_tuples(sorted(rows, key=lambda row: _place(*row)), names=["model", "strategy"])
-    return wide.reindex(index)[[name for name in order if name in wide]].fillna("N/A")
+    wide = texts.set_index(["model", "strategy", "prompt"])["text"].unstack("prompt").sort_index()
+    return wide[[name for name in ("P0", "P1", "P2", "P3", "P7*") if name in wide]].fillna("N/A")
 
 
-def _place(model: str, strategy: str) -> tuple[int, int]:
-    return list(NAMES_OF_MODELS.values()).index(model), list(STRATEGIES.values()).index(strategy)
-
-
-def learning_curves(records: Records, model: str = "cris", prompt: str = "P1") -> dict[str, pd.DataFrame]:
-    """Looks of `real` and the pretrained arms at all patients; steps of both cycles."""
+def learning_curves(records: Records) -> dict[str, pd.DataFrame]:
+    """Looks of CRIS at P1, `real` and the pretrained arms at all patients; steps of both cycles."""
     found: dict[str, list[pd.DataFrame]] = {}
-    rows = records.select(model=model, prompt=prompt, encoders="unfrozen", patients=ALL)
-    rows = rows[rows["arm"].isin(LEARNS_FROM_REAL)]
-    for name, arm, seed in zip(rows["name"], rows["arm"], rows["seed"], strict=True):
+    rows = records.select(model="cris", prompt="P1", encoders="unfrozen", patients=ALL)
+    for row in rows[rows["arm"].isin(LEARNS_FROM_REAL)].itertuples():
         before = 0
-        for cycle in records.found[name]["cycles"]:
+        for cycle in records.found[row.name]["cycles"]:
             steps = [before + step for step in cycle["step"]]
             before += cycle["steps"]
-            looks = pd.DataFrame({"seed": seed, "step": steps, "dice": cycle["dice"]})
-            found.setdefault(arm, []).append(looks)
+            looks = pd.DataFrame({"seed": row.seed, "step": steps, "dice": cycle["dice"]})
+            found.setdefault(row.arm, []).append(looks)
     return {arm: pd.concat(tables, ignore_index=True) for arm, tables in found.items()}
 
 
@@ -152,20 +146,15 @@ def budget_title(gains: pd.DataFrame) -> str:
 
 def doubling_title(records: Records) -> str:
     """What twice the steps of the recipe add, as a figure's title."""
-    table = doubling(records)
-    recipe = records.recipe
-    usual = table[np.isclose(table["rate"], recipe.rate) & (table["image_size"] == recipe.image_size)]
-    wide = usual.pivot_table(index=["arm", "patients"], columns="steps", values="dice")
+    table, recipe = doubling(records), records.recipe
     steps = recipe.first + recipe.second
-    gap = (
-        (wide[2 * steps] - wide[steps]).dropna()
-        if {steps, 2 * steps} <= set(wide.columns)
-        else wide.iloc[:0, 0]
-    )
-    gap = gap[gap.index.get_level_values("arm") == NOTHING]
-    if gap.empty:
+    usual = table[np.isclose(table["rate"], recipe.rate) & (table["image_size"] == recipe.image_size)]
+    usual = usual[usual["arm"] == NOTHING]
+    wide = usual.pivot_table(index="patients", columns="steps", values="dice")
+    gap = (wide[2 * steps] - wide[steps]).dropna() if {steps, 2 * steps} <= set(wide) else ()
+    if not len(gap):
         return "Trials of one seed each; the recipe's own steps are not among them yet"
-    told = ", ".join(f"{points(value)} at {size}" for (_, size), value in gap.items())
+    told = ", ".join(f"{points(value)} at {size}" for size, value in gap.items())
     return f"Twice the steps add {told} patients (points; one seed)"
 
 
@@ -201,6 +190,11 @@ def gain(row: Any) -> str:
     return f"{points(row.gain)} ({points(row.low)} to {points(row.high)})"
 
 
+def _several(table: pd.DataFrame) -> pd.DataFrame:
+    """The differences of more than one seed."""
+    return table[table["seeds"] > 1] if len(table) else table
+
+
 def progress(records: Records) -> str:
     """How much of the study is on record."""
     return (
@@ -212,91 +206,77 @@ def left_out(records: Records) -> str:
     """What is missing, in sentences with the command that makes it; empty where nothing is."""
     if not records.missing:
         return ""
-    told = []
-    for block in dict.fromkeys(run.part for run in records.plan):
-        mine = [run for run in records.plan if run.part == block]
-        gaps = sum(run.name not in records.found for run in mine)
-        if gaps:
-            told.append(f"`{block}` lacks {gaps} of {len(mine)}")
+    planned = [run.part for run in records.plan]
+    missing = [run.part for run in records.missing]
+    told = ", ".join(
+        f"`{part}` lacks {missing.count(part)} of {planned.count(part)}" for part in dict.fromkeys(missing)
+    )
     return (
-        f"{progress(records)}. By part: {', '.join(told)}. What is missing is shown as no result; "
+        f"{progress(records)}. By part: {told}. What is missing is shown as no result; "
         "`echovlsm study --cohort /path/to/CAMUS_public` goes on with it."
     )
 
 
-def _by_verdict(rows: pd.DataFrame, at: str) -> str:
-    """Gains of one arm in words: what is a finding with its interval, what is not by its place alone."""
+def _by_verdict(rows: pd.DataFrame) -> str:
+    """Gains of one arm in words: what is a finding with its interval, what is not by its patients alone."""
     parts = []
     for verdict, words in (("higher", "raises Dice by"), ("lower", "lowers it by")):
         found = rows[rows["verdict"] == verdict]
         if len(found):
-            told = ", ".join(f"{gain(row)} at {getattr(row, at)}" for row in found.itertuples())
+            told = ", ".join(f"{gain(row)} at {row.patients}" for row in found.itertuples())
             parts.append(f"{words} {told}")
-    rest = rows[rows["verdict"] == "no difference shown"]
+    rest = rows[rows["verdict"] == NO_DIFFERENCE]
     if len(rest):
-        parts.append(f"shows no difference at {', '.join(map(str, rest[at]))}")
+        parts.append(f"shows no difference at {', '.join(map(str, rest['patients']))}")
     return "; ".join(parts)
 
 
 def budget_sentences(records: Records) -> list[str]:
     """What each kind of synthetic images adds at equal compute; an arm of one seed is not told."""
-    gains = budget_gains(records)
-    if gains.empty:
-        return []
-    several = gains[gains["seeds"] > 1]
+    gains = _several(budget_gains(records))
     return [
-        f"Pretraining on {WORDS[arm]} {_by_verdict(part, 'patients')} annotated patients (points of Dice, "
-        "equal compute)."
-        for arm, part in several.groupby("arm", sort=False)
+        f"Pretraining on {WORDS[arm]} {_by_verdict(part)} annotated patients (points of Dice, equal compute)."
+        for arm, part in (gains.groupby("arm", sort=False) if len(gains) else ())
     ]
 
 
 def saved_sentence(records: Records) -> str:
     """What pretraining on phantoms is worth in annotated patients; empty until the curve is whole."""
-    saved = patients_saved(records)
-    if saved.empty:
-        return ""
-    rows = saved[(saved["arm"] == "phantom") & (saved["seeds"] > 1)]
+
+    def patients(count: float) -> str:
+        return f"more than {ALL}" if math.isinf(count) else f"{count:.0f}"
+
     told = [
-        f"{row.patients} patients with phantoms give what {_patients(row.worth)} give without "
-        f"({_patients(row.low)} to {_patients(row.high)})"
-        for row in rows.itertuples()
-        if row.patients < ALL
+        f"{row.patients} patients with phantoms give what {patients(row.worth)} give without "
+        f"({patients(row.low)} to {patients(row.high)})"
+        for row in _several(patients_saved(records)).itertuples()
+        if row.arm == "phantom" and row.patients < ALL
     ]
     return f"In annotated patients: {'; '.join(told)}." if told else ""
 
 
-def _patients(count: float) -> str:
-    return f"more than {ALL}" if math.isinf(count) else f"{count:.0f}"
-
-
 def table_sentences(records: Records) -> list[str]:
     """Each strategy of the paper's table against `real` at P1, with its interval."""
-    gains = table_gains(records)
-    if gains.empty:
-        return []
-    several = gains[(gains["seeds"] > 1) & (gains["prompt"] == "P1")]
+    told: dict[str, list[str]] = {}
+    for row in _several(table_gains(records)).itertuples():
+        if row.prompt == "P1":
+            told.setdefault(row.model, []).append(f"`{row.strategy}` {gain(row)}, {row.verdict}")
     return [
-        f"{NAMES_OF_MODELS[model]}, all annotated patients, P1, against `real`: {_strategies(part)}."
-        for model, part in several.groupby("model", sort=False)
+        f"{NAMES_OF_MODELS[model]}, all annotated patients, P1, against `real`: {'; '.join(parts)}."
+        for model, parts in told.items()
     ]
-
-
-def _strategies(rows: pd.DataFrame) -> str:
-    return "; ".join(f"`{row.strategy}` {gain(row)}, {row.verdict}" for row in rows.itertuples())
 
 
 def convergence_sentence(records: Records) -> str:
     """How much sooner a pretrained model arrives, with and without its pretraining's steps."""
     table = convergence(records)
-    if table.empty:
-        return ""
     told = []
-    for (model, strategy), part in table.groupby(["model", "strategy"], sort=False):
-        if part["seed"].nunique() < 2:
-            continue
-        alone, whole = part["faster_alone"].median(), part["faster_whole"].median()
-        told.append(f"{NAMES_OF_MODELS[model]}, `{strategy}`: {alone:.2f} × without, {whole:.2f} × with them")
+    for (model, strategy), part in table.groupby(["model", "strategy"], sort=False) if len(table) else ():
+        if part["seed"].nunique() > 1:
+            alone, whole = part["faster_alone"].median(), part["faster_whole"].median()
+            told.append(
+                f"{NAMES_OF_MODELS[model]}, `{strategy}`: {alone:.2f} × without, {whole:.2f} × with them"
+            )
     if not told:
         return ""
     return (
@@ -307,21 +287,18 @@ def convergence_sentence(records: Records) -> str:
 
 def words_sentence(records: Records) -> str:
     """What words add beyond the structure's name, and what any words add to none."""
-    table = worth_of_words(records)
-    if table.empty:
-        return ""
     told = [
         f"{NAMES_OF_MODELS[row.model]}, {row.comparison}: {gain(row)}"
-        + (" (one seed)" if row.verdict == "one seed" else f", {row.verdict}")
-        for row in table.itertuples()
+        + (" (one seed)" if row.verdict == ONE_SEED else f", {row.verdict}")
+        for row in worth_of_words(records).itertuples()
     ]
-    return f"What words are worth, in points of Dice: {'; '.join(told)}."
+    return f"What words are worth, in points of Dice: {'; '.join(told)}." if told else ""
 
 
 def findings(records: Records) -> list[str]:
     """Everything that the records say, a sentence each; of what is not on record there is none."""
-    single = (saved_sentence(records), convergence_sentence(records), words_sentence(records))
-    found = [*budget_sentences(records), single[0], *table_sentences(records), *single[1:]]
+    found = [*budget_sentences(records), saved_sentence(records), *table_sentences(records)]
+    found += [convergence_sentence(records), words_sentence(records)]
     return [sentence for sentence in found if sentence]
 
 

@@ -1,4 +1,4 @@
-"""The answers of the study on real hearts, computed from the records of its queue.
+"""What the records of the study's queue say, in numbers.
 
 What a difference is, and when it is a finding, `echovlsm.study.differences` says.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,9 +21,33 @@ from echovlsm import STRUCTURES
 from echovlsm.study.differences import LEVEL, SEED, crossed, difference, interval, judge, weights
 from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, VALIDATION, Recipe, Run, study
 
+BUDGET = {"model": "cris", "prompt": "P1", "encoders": "unfrozen"}
+"""What all runs of the annotation budget share."""
+
+ARMS: tuple[str, ...] = ("nothing", "phantom", "diffusion", "diffusion+phantom", "diffusion-few")
+
+STRATEGIES: dict[str, str] = {
+    "zeroshot": "zeroshot",
+    "synthetic": "synthetic",
+    "nothing": "real",
+    "diffusion": "synth-PT:real-FT",
+    "phantom": "phantom-PT:real-FT",
+    "joint": "joint",
+}
+"""The paper's names (and ours) of the arms in its table."""
+
+LEARNS_FROM_REAL: tuple[str, ...] = (NOTHING, "diffusion", "phantom")
+"""Arms that are also run with few patients."""
+
+BELOW = 0.01
+"""How far below the final Dice of `real` the target of `convergence` lies."""
+
+RESAMPLES = 2000
+"""Bootstrap samples of `patients_saved`."""
+
 
 class AnswerError(ValueError):
-    """Records that cannot be read or compared; the message names the file and the remedy."""
+    """Records that cannot be read; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +91,17 @@ class Records:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """Finished runs of the plan: name, block, arm, model, encoders, prompt, patients, seed, choice."""
-        keys = ("block", "arm", "model", "encoders", "prompt", "patients", "seed", "choice")
-        rows = [{"name": run.name, **{key: getattr(run, key) for key in keys}} for run in self.plan]
-        table = pd.DataFrame(rows)
+        keys = ("name", "block", "arm", "model", "encoders", "prompt", "patients", "seed", "choice")
+        table = pd.DataFrame([{key: getattr(run, key) for key in keys} for run in self.plan])
         return table[table["name"].isin(self.found)].reset_index(drop=True)
 
-    def scores(self, name: str, part: str = VALIDATION, score: str = "dice") -> pd.DataFrame:
-        """Scores of a run, one row an image: `patient, view, phase` and a column a structure."""
+    def scores(self, name: str, part: str = VALIDATION) -> pd.DataFrame:
+        """Dice of a run, one row an image: `patient, view, phase` and a column a structure."""
         scores = self.found[name]["scores"][part]
         where = pd.DataFrame(
             [image.split() for image in scores["images"]], columns=["patient", "view", "phase"]
         )
-        return where.join(pd.DataFrame(scores[score], dtype=float))
+        return where.join(pd.DataFrame(scores["dice"], dtype=float))
 
     def by_patient(self, name: str, part: str = VALIDATION, structures: Sequence[str] = ()) -> pd.Series:
         """Mean Dice of each scored patient over images and structures (by default the three)."""
@@ -91,19 +115,19 @@ class Records:
             chosen = chosen[chosen[key] == value]
         return chosen
 
-    def matrix(self, part: str = VALIDATION, structures: Sequence[str] = (), **where: Any) -> pd.DataFrame:
-        """Dice of one arm: a row a seed, a column a scored patient; empty where no run is finished."""
+    def matrix(self, structures: Sequence[str] = (), **where: Any) -> pd.DataFrame:
+        """Dice of one arm: a row a seed, a column a validation patient; empty where no run is finished."""
         rows = self.select(**where).sort_values("seed")
-        if rows.empty:
-            return pd.DataFrame()
         pairs = zip(rows["seed"], rows["name"], strict=True)
-        return pd.DataFrame({seed: self.by_patient(name, part, structures) for seed, name in pairs}).T
+        return pd.DataFrame({seed: self.by_patient(name, structures=structures) for seed, name in pairs}).T
 
 
 # -- the annotation budget ------------------------------------------------------------------------------
 
-BUDGET = {"model": "cris", "prompt": "P1", "encoders": "unfrozen"}
-ARMS: tuple[str, ...] = ("nothing", "phantom", "diffusion", "diffusion+phantom", "diffusion-few")
+
+def _sizes(records: Records, arm: str) -> list[int]:
+    """The numbers of annotated patients with which an arm of the budget has been run."""
+    return sorted(int(size) for size in records.select(arm=arm, **BUDGET)["patients"].unique())
 
 
 def budget_points(records: Records, structures: Sequence[str] = ()) -> pd.DataFrame:
@@ -112,23 +136,16 @@ def budget_points(records: Records, structures: Sequence[str] = ()) -> pd.DataFr
     Returns
     -------
     DataFrame
-        `arm, patients, dice, low, high` (crossed bootstrap), `seeds, seed_low, seed_high`; no row where no
-        run is finished.
+        `arm, patients, dice, low, high` (crossed bootstrap), `seeds`; no row where no run is finished.
     """
     rows = []
     for arm in ARMS:
-        for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
-            values = records.matrix(structures=structures, arm=arm, patients=patients, **BUDGET)
+        for patients in _sizes(records, arm):
+            values = records.matrix(structures, arm=arm, patients=patients, **BUDGET)
             low, high = interval(crossed(values))
-            seeds = values.mean(axis=1)
-            row = {
-                "arm": arm,
-                "patients": int(patients),
-                "dice": float(seeds.mean()),
-                "low": low,
-                "high": high,
-            }
-            rows.append(row | {"seeds": len(seeds), "seed_low": seeds.min(), "seed_high": seeds.max()})
+            dice = float(values.mean(axis=1).mean())
+            row = {"arm": arm, "patients": patients, "dice": dice, "low": low, "high": high}
+            rows.append(row | {"seeds": len(values)})
     return pd.DataFrame(rows)
 
 
@@ -136,11 +153,10 @@ def budget_gains(records: Records) -> pd.DataFrame:
     """What each kind of synthetic images adds at each number of patients, at equal steps: one family."""
     rows = []
     for arm in ARMS[1:]:
-        for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
+        for patients in _sizes(records, arm):
             first, second = (records.matrix(arm=name, patients=patients, **BUDGET) for name in (arm, NOTHING))
-            found = None if second.empty else difference(first, second)
-            if found:
-                rows.append({"arm": arm, "patients": int(patients), **found})
+            if found := difference(first, second):
+                rows.append({"arm": arm, "patients": patients, **found})
     return judge(rows)
 
 
@@ -162,7 +178,7 @@ def _worth(sizes: np.ndarray, dice: np.ndarray, reached: float) -> float:
     return float(np.exp(logs[0] + share * (logs[1] - logs[0])))
 
 
-def patients_saved(records: Records, resamples: int = 2000) -> pd.DataFrame:
+def patients_saved(records: Records) -> pd.DataFrame:
     """How many annotated patients without synthetic images give what an arm gives with fewer.
 
     Returns
@@ -172,32 +188,27 @@ def patients_saved(records: Records, resamples: int = 2000) -> pd.DataFrame:
         and `seeds` (the fewest of any point it rests on); bootstrapped with the whole curve. Empty until the
         curve without synthetic images has all its sizes.
     """
-    plain = {
-        int(size): records.matrix(arm=NOTHING, patients=size, **BUDGET)
-        for size in sorted(records.select(arm=NOTHING, **BUDGET)["patients"].unique())
-    }
-    planned = {run.patients for run in records.plan if run.arm == NOTHING and run.part == "budget"}
-    if set(plain) != planned:
+    plain = {size: records.matrix(arm=NOTHING, patients=size, **BUDGET) for size in _sizes(records, NOTHING)}
+    if set(plain) != {run.patients for run in records.plan if run.arm == NOTHING and run.part == "budget"}:
         return pd.DataFrame()
     sizes = np.array(list(plain))
     rng = np.random.default_rng(SEED)
-    scored = weights(rng, plain[sizes[0]].shape[1], resamples)
+    scored = weights(rng, plain[sizes[0]].shape[1], RESAMPLES)
 
     def samples(values: pd.DataFrame) -> np.ndarray:
         """The mean, and then bootstrapped means that share the draw of scored patients."""
         table = values.to_numpy(dtype=float)
-        seeds = weights(rng, len(table), resamples)
+        seeds = weights(rng, len(table), RESAMPLES)
         return np.concatenate([[table.mean()], ((seeds @ table) * scored).sum(axis=1)])
 
     curve = np.stack([samples(values) for values in plain.values()], axis=1)
     rows = []
     for arm in ARMS[1:]:
-        for patients in sorted(records.select(arm=arm, **BUDGET)["patients"].unique()):
+        for patients in _sizes(records, arm):
             values = records.matrix(arm=arm, patients=patients, **BUDGET)
-            reached = samples(values)
-            worth = [_worth(sizes, *pair) for pair in zip(curve, reached, strict=True)]
+            worth = [_worth(sizes, *pair) for pair in zip(curve, samples(values), strict=True)]
             low, high = np.quantile(worth[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-            row = {"arm": arm, "patients": int(patients), "worth": worth[0]}
+            row = {"arm": arm, "patients": patients, "worth": worth[0]}
             row |= {"low": float(low), "high": float(high)}
             rows.append(row | {"seeds": min(len(values), *map(len, plain.values()))})
     return pd.DataFrame(rows)
@@ -205,50 +216,36 @@ def patients_saved(records: Records, resamples: int = 2000) -> pd.DataFrame:
 
 # -- the paper's table ----------------------------------------------------------------------------------
 
-STRATEGIES: dict[str, str] = {
-    "zeroshot": "zeroshot",
-    "synthetic": "synthetic",
-    "nothing": "real",
-    "diffusion": "synth-PT:real-FT",
-    "phantom": "phantom-PT:real-FT",
-    "joint": "joint",
-}
-"""The paper's names (and ours) of the arms that its table has."""
 
-LEARNS_FROM_REAL: tuple[str, ...] = (NOTHING, "diffusion", "phantom")
-"""Arms that also run with few patients."""
-
-PROMPT_NAMES: dict[str, str] = {"P7": "P7*"}
-"""P7 without what the copy of CAMUS lacks: structure, view, phase and shape."""
+def _prompt_name(prompt: str) -> str:
+    """P7 as P7*: without what the copy of CAMUS lacks it says structure, view, phase and shape."""
+    return {"P7": "P7*"}.get(prompt, prompt)
 
 
-def table_cells(records: Records, encoders: str = "unfrozen") -> pd.DataFrame:
-    """Mean Dice of every cell of the table that is planned.
+def _whole(arm: str) -> dict[str, Any]:
+    """Which runs of an arm the table has: those with all patients."""
+    return {"arm": arm} | ({"patients": ALL} if arm in LEARNS_FROM_REAL else {})
+
+
+def table_cells(records: Records) -> pd.DataFrame:
+    """Mean Dice of every cell of the table that is planned, encoders unfrozen.
 
     Returns
     -------
     DataFrame
-        `model, strategy, prompt, dice, low, high, seeds, planned`; the Dice is NaN where no run is finished.
+        `model, strategy, prompt, dice, seeds, planned`; the Dice is NaN where no run is finished.
     """
-    planned: dict[tuple[str, str, str], int] = {}
-    for run in records.plan:
-        whole = run.arm not in LEARNS_FROM_REAL or run.patients == ALL
-        if run.arm in STRATEGIES and run.encoders == encoders and not run.choice and whole:
-            key = (run.model, run.arm, run.prompt)
-            planned[key] = planned.get(key, 0) + 1
+    planned = Counter(
+        (run.model, run.arm, run.prompt)
+        for run in records.plan
+        if run.arm in STRATEGIES and run.encoders == "unfrozen" and not run.choice
+        if run.patients == ALL or run.arm not in LEARNS_FROM_REAL
+    )
     rows = []
     for (model, arm, prompt), count in planned.items():
-        where = {"model": model, "arm": arm, "prompt": prompt, "encoders": encoders}
-        if arm in LEARNS_FROM_REAL:
-            where["patients"] = ALL
-        values = records.matrix(**where)
-        low, high = interval(crossed(values)) if len(values) else (math.nan, math.nan)
-        row = {"model": model, "strategy": STRATEGIES[arm], "prompt": PROMPT_NAMES.get(prompt, prompt)}
-        row |= {
-            "dice": float(values.to_numpy().mean()) if len(values) else math.nan,
-            "low": low,
-            "high": high,
-        }
+        values = records.matrix(model=model, prompt=prompt, encoders="unfrozen", **_whole(arm))
+        row = {"model": model, "strategy": STRATEGIES[arm], "prompt": _prompt_name(prompt)}
+        row["dice"] = float(values.to_numpy().mean()) if len(values) else math.nan
         rows.append(row | {"seeds": len(values), "planned": count})
     return pd.DataFrame(rows)
 
@@ -268,26 +265,21 @@ def study_cells(records: Records) -> pd.DataFrame:
             continue
         record, dice = records.found[row["name"]], records.scores(row["name"])[list(STRUCTURES.values())]
         known = {key: record[key] for key in ("scale", "cohort", "model", "encoders", "seed")}
-        prompt = PROMPT_NAMES.get(row["prompt"], row["prompt"])
         values = {"strategy": strategy, "dice": float(dice.to_numpy().mean()), "masks": dice.size}
-        rows.append({**known, "split": "val", "prompt": prompt, **values})
+        rows.append({**known, "split": "val", "prompt": _prompt_name(row["prompt"]), **values})
     return pd.DataFrame(rows)
 
 
 def table_gains(records: Records) -> pd.DataFrame:
     """Each strategy against `real` of the same model and prompt: one family."""
     rows = []
-    cells = records.select(encoders="unfrozen")
-    for (model, prompt), _ in cells.groupby(["model", "prompt"], sort=False):
+    for (model, prompt), _ in records.select(encoders="unfrozen").groupby(["model", "prompt"], sort=False):
         where = {"model": model, "prompt": prompt, "encoders": "unfrozen"}
-        real = records.matrix(arm=NOTHING, patients=ALL, **where)
+        real = records.matrix(**_whole(NOTHING), **where)
         for arm in ("diffusion", "phantom", "joint", "synthetic"):
-            more = {"patients": ALL} if arm in LEARNS_FROM_REAL else {}
-            other = records.matrix(arm=arm, **more, **where)
-            found = None if real.empty or other.empty else difference(other, real)
-            if found:
-                name = PROMPT_NAMES.get(prompt, prompt)
-                rows.append({"model": model, "strategy": STRATEGIES[arm], "prompt": name, **found})
+            if found := difference(records.matrix(**_whole(arm), **where), real):
+                cell = {"model": model, "strategy": STRATEGIES[arm], "prompt": _prompt_name(prompt)}
+                rows.append(cell | found)
     return judge(rows)
 
 
@@ -297,26 +289,20 @@ def worth_of_words(records: Records) -> pd.DataFrame:
     All are trained on real images alone. The shape word of P7* is read off the reference mask, so that
     P7* - P1 contains a part of the answer; P3 - P1 does not.
     """
-    rows = []
 
     def real(model: str, prompt: str) -> pd.DataFrame:
-        return records.matrix(arm=NOTHING, patients=ALL, model=model, prompt=prompt, encoders="unfrozen")
+        return records.matrix(model=model, prompt=prompt, encoders="unfrozen", **_whole(NOTHING))
 
-    for model in ("cris", "clipseg"):
-        base = real(model, "P1")
-        for prompt in ("P0", "P2", "P3", "P7"):
-            other = real(model, prompt)
-            found = None if base.empty or other.empty else difference(other, base)
-            if found:
-                name = f"{PROMPT_NAMES.get(prompt, prompt)} − P1"
-                rows.append({"model": model, "comparison": name, **found})
-    blind = real("unet", "P1")
+    rows = []
     worded = {model: real(model, "P1") for model in ("cris", "clipseg")}
-    there = {model: values for model, values in worded.items() if not values.empty}
-    if there and not blind.empty:
+    for model, base in worded.items():
+        for prompt in ("P0", "P2", "P3", "P7"):
+            if found := difference(real(model, prompt), base):
+                rows.append({"model": model, "comparison": f"{_prompt_name(prompt)} − P1", **found})
+    there = {model: values for model, values in worded.items() if len(values)}
+    if there:
         best = max(there, key=lambda model: there[model].to_numpy().mean())
-        found = difference(there[best], blind)
-        if found:
+        if found := difference(there[best], real("unet", "P1")):
             rows.append({"model": best, "comparison": "P1 − reference without words", **found})
     return judge(rows)
 
@@ -331,13 +317,8 @@ def steps_to(curve: Sequence[float], steps: Sequence[int], target: float) -> flo
     return float(steps[first]) if first < len(steps) else math.inf
 
 
-def convergence(records: Records, below: float = 0.01) -> pd.DataFrame:
-    """Steps to the final Dice of `real` less a point, on the held-out patients, at equal looks.
-
-    Parameters
-    ----------
-    below
-        How far below the final Dice the target lies.
+def convergence(records: Records) -> pd.DataFrame:
+    """Steps to the final Dice of `real` less `BELOW`, on the held-out patients, at equal looks.
 
     Returns
     -------
@@ -354,14 +335,14 @@ def convergence(records: Records, below: float = 0.01) -> pd.DataFrame:
             continue
         first, second = records.found[arms[NOTHING]]["cycles"]
         steps = [*first["step"], *(first["steps"] + step for step in second["step"])]
-        target = second["dice"][-1] - below
+        target = second["dice"][-1] - BELOW
         real = steps_to([*first["dice"], *second["dice"]], steps, target)
         for arm in ("diffusion", "phantom"):
             if arm not in arms:
                 continue
             before, after = records.found[arms[arm]]["cycles"]
             alone = steps_to(after["dice"], after["step"], target)
-            row = {"model": model, "prompt": PROMPT_NAMES.get(prompt, prompt), "seed": seed}
+            row = {"model": model, "prompt": _prompt_name(prompt), "seed": seed}
             row |= {"strategy": STRATEGIES[arm], "target": target, "real": real, "alone": alone}
             whole = alone + before["steps"]
             rows.append(row | {"whole": whole, "faster_alone": real / alone, "faster_whole": real / whole})
@@ -383,13 +364,9 @@ def doubling(records: Records) -> pd.DataFrame:
     for run in records.plan:
         usual = run.part == "budget" and run.seed == 0 and run.patients in (5, 25, ALL)
         trial = run.part in ("recipe", "doubling")
-        if run.name not in records.found or not (trial or (usual and run.arm in (NOTHING, "phantom"))):
-            continue
-        values = records.by_patient(run.name, HELD_OUT)
-        row = {"arm": run.arm, "patients": run.patients, "steps": run.steps, "rate": run.recipe.rate}
-        rows.append(row | {"image_size": run.recipe.image_size, "dice": float(values.mean())})
-    return (
-        pd.DataFrame(rows).sort_values(["arm", "patients", "steps"], ignore_index=True)
-        if rows
-        else pd.DataFrame()
-    )
+        if run.name in records.found and (trial or (usual and run.arm in (NOTHING, "phantom"))):
+            dice = float(records.by_patient(run.name, HELD_OUT).mean())
+            row = {"arm": run.arm, "patients": run.patients, "steps": run.steps, "rate": run.recipe.rate}
+            rows.append(row | {"image_size": run.recipe.image_size, "dice": dice})
+    names = ["arm", "patients", "steps", "rate", "image_size", "dice"]
+    return pd.DataFrame(rows, columns=names).sort_values(names[:3], ignore_index=True)
