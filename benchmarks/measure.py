@@ -27,7 +27,7 @@ class Side:
     run
         Does it once; what it returns goes to the pair's check.
     units
-        How many units (triplets, masks, pictures) one call does.
+        How many units (triplets, masks, images) one call does.
     scale
         Times by which its seconds are multiplied where only a part was run (1: all of it).
     """
@@ -77,7 +77,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Rate:
-    """A number by itself: seconds, pictures a second, GFLOP a second.
+    """A number by itself: seconds, images per second, GFLOP a second.
 
     `better` is ``more`` or ``less``; `target` the value that is asked for, None where there is none; `values`
     the repeated measurements.
@@ -94,7 +94,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Growth:
-    """Seconds of one stage at several amounts along one axis (pictures, prompts, pixels)."""
+    """Seconds of one stage at several amounts along one axis (images, prompts, pixels)."""
 
     stage: str
     axis: str

@@ -1,6 +1,6 @@
 """The plain ways: what one writes with Transformers, PyTorch, MONAI and diffusers when speed is no concern.
 
-Each triplet of picture, prompt and mask by itself, each mask by itself, every step of the process. They work
+Each triplet of image, prompt and mask by itself, each mask by itself, every step of the process. They work
 on the same weights as the package's own ways, so that results can be held against each other.
 """
 
@@ -232,7 +232,7 @@ def monai_scores(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def prompts(frames: pd.DataFrame) -> pd.DataFrame:
-    """Every prompt of every structure, picture by picture, shapes read off the masks."""
+    """Every prompt of every structure, image by image, shapes read off the masks."""
     rows = []
     for row in frames.itertuples():
         labels = load_labels(row)
@@ -252,7 +252,7 @@ def prompts(frames: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def ddpm(model: nn.Module, schedule: Any, maps: np.ndarray, seed: int, calls: int) -> np.ndarray:
-    """The first `calls` of the 1000 steps by which DDPM draws pictures of label maps, as they look then.
+    """The first `calls` of the 1000 steps by which DDPM draws images of label maps, as they look then.
 
     The network reads the label map anew in every step.
     """

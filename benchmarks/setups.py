@@ -24,7 +24,7 @@ from echovlsm.models.cris_config import CRISConfig
 from echovlsm.training.triplets import Triplets, make_triplets
 
 LEVEL = "P3"
-"""Prompt level of the entries: structure, view and phase, so that a patient's pictures share no prompt."""
+"""Prompt level of the entries: structure, view and phase, so that a patient's images share no prompt."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def own_cache(kept: bool = True) -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def cohort(patients: int, size: int) -> pd.DataFrame:
-    """Frames table of a phantom cohort in a temporary folder, four pictures a patient."""
+    """Frames table of a phantom cohort in a temporary folder, four images a patient."""
     from echovlsm.cohort.read import read_cohort
     from echovlsm.phantom.cohort import write_phantom_cohort
 
@@ -119,14 +119,14 @@ def cris(settings: Settings, encoders: str = "unfrozen") -> CRIS:
     return model
 
 
-def triplets(model: nn.Module, pictures: int, view: str = "") -> Triplets:
-    """The first pictures of the phantom cohort with their prompts and masks, at the model's size.
+def triplets(model: nn.Module, images: int, view: str = "") -> Triplets:
+    """The first images of the phantom cohort with their prompts and masks, at the model's size.
 
     `view`: of that view only, two a patient, so that patients share prompts.
     """
-    patients = -(-pictures // (2 if view else 4))
+    patients = -(-images // (2 if view else 4))
     frames = cohort(patients, 256 if model.image_size > 128 else 128)
-    part = frames[frames["view"].eq(view) | (not view)].iloc[:pictures].reset_index(drop=True)
+    part = frames[frames["view"].eq(view) | (not view)].iloc[:images].reset_index(drop=True)
     part.attrs = frames.attrs
     return make_triplets(part, LEVEL, model, variant=0)
 
@@ -139,10 +139,10 @@ def batch_of(part: Triplets) -> dict[str, Tensor]:
 def one_by_one(model: nn.Module, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """A batch as triplets: normalised pixels (1, 3, H, W), ids and mask (1, L), truth (1, H, W)."""
     rows = []
-    for picture, pixels in enumerate(model.normalise(batch["image"])):
+    for image, pixels in enumerate(model.normalise(batch["image"])):
         for place in range(batch["input_ids"].shape[1]):
-            words = (batch[name][picture, place][None] for name in ("input_ids", "attention_mask"))
-            rows.append((pixels[None], *words, batch["masks"][picture, place][None]))
+            words = (batch[name][image, place][None] for name in ("input_ids", "attention_mask"))
+            rows.append((pixels[None], *words, batch["masks"][image, place][None]))
     return rows
 
 

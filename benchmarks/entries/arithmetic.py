@@ -71,12 +71,12 @@ def _optimiser(settings: Settings, size: str, model: nn.Module) -> Iterator[Pair
     )
 
 
-def _layout_of_cris(settings: Settings, size: str, pictures: int) -> Iterator[Pair]:
+def _layout_of_cris(settings: Settings, size: str, images: int) -> Iterator[Pair]:
     """CRIS's image encoder with channels last in memory."""
     model = setups.cris(settings).eval()
     other = copy.deepcopy(model)
     model.backbone.visual.to(memory_format=torch.channels_last)
-    pixels = model.normalise(setups.triplets(model, pictures).images)
+    pixels = model.normalise(setups.triplets(model, images).images)
 
     @torch.inference_mode()
     def encode(net: nn.Module, layout: torch.memory_format) -> tuple[Tensor, ...]:
@@ -89,9 +89,9 @@ def _layout_of_cris(settings: Settings, size: str, pictures: int) -> Iterator[Pa
     yield Pair(
         f"channels-last-cris-{size}",
         f"image encoder of {size} CRIS, {model.image_size} px",
-        "picture",
-        Side("channels last", lambda: encode(model, torch.channels_last), pictures),
-        Side("channels first (default)", lambda: encode(other, torch.contiguous_format), pictures),
+        "image",
+        Side("channels last", lambda: encode(model, torch.channels_last), images),
+        Side("channels first (default)", lambda: encode(other, torch.contiguous_format), images),
         check,
         repeats=settings.repeats(7),
         kind="choice",
@@ -124,7 +124,7 @@ def _layout_of_unet(settings: Settings) -> Iterator[Pair]:
     yield Pair(
         "channels-last-unet",
         f"denoiser of {size} px, forward and backward",
-        "picture",
+        "image",
         Side("channels last", steps(torch.channels_last), batch),
         Side("channels first (default)", steps(torch.contiguous_format), batch),
         lambda found, wanted: setups.assert_alike(found, wanted, "losses", 1e-4),
@@ -151,8 +151,8 @@ def _modes(settings: Settings) -> Iterator[Pair]:
 
     yield Pair(
         "inference-mode",
-        "tiny CLIPSeg, one picture, three prompts",
-        "picture",
+        "tiny CLIPSeg, one image, three prompts",
+        "image",
         Side("inference mode", answers(torch.inference_mode), 10),
         Side("no_grad", answers(torch.no_grad), 10),
         lambda found, wanted: setups.assert_alike(found, wanted, "logits", 1e-6),
@@ -175,8 +175,8 @@ def _half(settings: Settings) -> Iterator[Pair]:
 
     yield Pair(
         "bfloat16",
-        "CLIPSeg, 352 px, one picture, three prompts",
-        "picture",
+        "CLIPSeg, 352 px, one image, three prompts",
+        "image",
         Side("bfloat16 autocast", lambda: answer(True)),
         Side("float32 (default)", lambda: answer(False)),
         lambda found, wanted: setups.assert_alike(found, wanted, "logits", 0.2),
@@ -202,9 +202,9 @@ def _threads(settings: Settings) -> Iterator[Pair]:
 
         return one
 
-    for size, where, pictures in (("full", settings, 1), ("tiny", quick, 8)):
+    for size, where, images in (("full", settings, 1), ("tiny", quick, 8)):
         model = setups.clipseg(where, "unfrozen").train()
-        batch, loss = setups.batch_of(setups.triplets(model, pictures)), training.make_loss()
+        batch, loss = setups.batch_of(setups.triplets(model, images)), training.make_loss()
         optimiser = training.make_optimiser(model, 0.0, 0.0)
 
         def call(
@@ -215,9 +215,9 @@ def _threads(settings: Settings) -> Iterator[Pair]:
         yield Pair(
             f"threads-{size}",
             f"training step, {size} CLIPSeg, {model.image_size} px",
-            "picture",
-            Side("two threads", with_threads(2, call), pictures),
-            Side("one thread", with_threads(1, call), pictures),
+            "image",
+            Side("two threads", with_threads(2, call), images),
+            Side("one thread", with_threads(1, call), images),
             lambda found, wanted: setups.assert_alike(found, wanted, "logits", 1e-3),
             repeats=settings.repeats(3 if size == "full" else 7),
             kind="choice",
@@ -268,7 +268,7 @@ def _compiled(settings: Settings) -> Iterator[Pair | Rate]:
     pair = Pair(
         "compiled",
         "tiny CLIPSeg, forward and backward",
-        "picture",
+        "image",
         Side("torch.compile", lambda: one(compiled), len(part)),
         Side("eager (default)", lambda: one(model), len(part)),
         check,

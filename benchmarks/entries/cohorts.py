@@ -1,4 +1,4 @@
-"""Phantom pictures and prompts."""
+"""Phantom images and prompts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from echovlsm.prompts.templates import make_prompts
 
 
 def run(settings: Settings) -> Iterator[Pair | Rate]:
-    """Pictures a second, drawn alone and written as a cohort; prompts of 500 patients with shapes."""
-    yield from _pictures(settings)
+    """Images per second, drawn alone and written as a cohort; prompts of 500 patients with shapes."""
+    yield from _images(settings)
     yield from _prompts(settings)
 
 
-def _pictures(settings: Settings) -> Iterator[Rate]:
+def _images(settings: Settings) -> Iterator[Rate]:
     size, patients = (64, 2) if settings.quick else (256, 20)
     causes = [draw_cohort_patient(8, index) for index in range(5)]
 
@@ -38,14 +38,14 @@ def _pictures(settings: Settings) -> Iterator[Rate]:
             write_phantom_cohort(Path(folder) / "phantom", patients, 8, size, progress=False)
 
     again = [simulate(causes[0], "4CH", "ED", 0, size).image for _ in range(2)]
-    assert np.array_equal(*again), "a phantom of the same seed is another picture"
+    assert np.array_equal(*again), "a phantom of the same seed is another image"
     drawn = [len(causes) / seconds for seconds in median_of(draw, settings.repeats(5))]
     written = [4 * patients / seconds for seconds in median_of(write, settings.repeats(3))]
-    name = f"phantom pictures, {size} px"
+    name = f"phantom images, {size} px"
     cores = min(2, os.cpu_count() or 1)
-    yield Rate("phantom-drawn", f"{name}, drawn by one process", "pictures/s", drawn)
+    yield Rate("phantom-drawn", f"{name}, drawn by one process", "images/s", drawn)
     yield Rate(
-        "phantom-written", f"{name}, drawn and written, {cores} processes", "pictures/s", written, target=20
+        "phantom-written", f"{name}, drawn and written, {cores} processes", "images/s", written, target=20
     )
 
 

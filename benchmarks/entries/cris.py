@@ -32,10 +32,10 @@ def run(settings: Settings) -> Iterator[Pair]:
         "cris-scoring",
         "CRIS, 416 px, logits of triplets",
         "triplet",
-        Side("backbone once a picture, text once a prompt", run_ours, len(rows)),
+        Side("backbone once per image, text once per prompt", run_ours, len(rows)),
         Side("one triplet after the other", run_plain, len(rows)),
         lambda found, wanted: setups.assert_alike(found, wanted, "logits", 1e-3),
         target=2,
         repeats=settings.repeats(5),
-        note="Eight pictures of four patients, 24 triplets with six prompts.",
+        note="Eight images of four patients, 24 triplets with six prompts.",
     )

@@ -1,4 +1,4 @@
-"""Drawing a picture by diffusion: our sampler against the thousand steps of DDPM."""
+"""Drawing an image by diffusion: our sampler against the thousand steps of DDPM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 20
 
 
 def run(settings: Settings) -> Iterator[Pair]:
-    """Pictures of 96 px by the small network that comes with the project."""
+    """Images of 96 px by the small network that comes with the project."""
     weights = paths.resolve("data/weights/sdm-tiny")
     model, schedule = load_denoiser(weights)
     other, _ = load_denoiser(weights)
@@ -45,8 +45,8 @@ def run(settings: Settings) -> Iterator[Pair]:
 
     yield Pair(
         "diffusion",
-        f"a picture of {model.config.image_size} px by diffusion",
-        "picture",
+        f"an image of {model.config.image_size} px by diffusion",
+        "image",
         Side(
             f"DPM-Solver++, {steps} steps",
             lambda: sample(model, schedule, maps, seeds, steps=steps),
@@ -61,5 +61,5 @@ def run(settings: Settings) -> Iterator[Pair]:
         check,
         repeats=settings.repeats(5),
         note=f"Of DDPM's {TRAINING_STEPS} steps {calls} are timed and the rest is reckoned from them: "
-        "all call the network once. The pictures are other samples; notebook 02 compares their quality.",
+        "all call the network once. The images are other samples; notebook 02 compares their quality.",
     )

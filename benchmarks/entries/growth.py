@@ -1,4 +1,4 @@
-"""How cost grows: with pictures, with prompts, with pixels; the tiny CLIPSeg, and what surrounds it."""
+"""How cost grows: with images, with prompts, with pixels; the tiny CLIPSeg, and what surrounds it."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def _timed(settings: Settings, runs_of: dict[float, object]) -> dict[float, list
 
 def run(settings: Settings) -> Iterator[Growth]:
     """Seconds at amounts that double."""
-    yield from _with_pictures(settings)
+    yield from _with_images(settings)
     yield from _with_prompts(settings)
     yield from _with_pixels(settings)
 
 
-def _with_pictures(settings: Settings) -> Iterator[Growth]:
+def _with_images(settings: Settings) -> Iterator[Growth]:
     amounts = (2, 4) if settings.quick else (8, 16, 32, 64)
     model = _tiny()
     parts = {amount: setups.triplets(model, amount) for amount in amounts}
@@ -53,20 +53,20 @@ def _with_pictures(settings: Settings) -> Iterator[Growth]:
             step(model, optimiser, batch, loss)
 
     learn = {amount: (lambda part=part: epoch(part)) for amount, part in parts.items()}
-    yield Growth("an epoch of training", "pictures", _timed(settings, learn))
+    yield Growth("an epoch of training", "images", _timed(settings, learn))
     answer = {amount: (lambda part=part: training.predict(model, part)) for amount, part in parts.items()}
-    yield Growth("predicting", "pictures", _timed(settings, answer))
+    yield Growth("predicting", "images", _timed(settings, answer))
     size = 96 if settings.quick else 512
     masks = setups.outlines(3 * max(amounts), size)
 
     def score(count: int) -> None:
         score_table((({"mask": n}, *masks[n]) for n in range(3 * count)), size=size, progress=False)
 
-    yield Growth("scoring", "pictures", _timed(settings, {n: (lambda n=n: score(n)) for n in amounts}))
+    yield Growth("scoring", "images", _timed(settings, {n: (lambda n=n: score(n)) for n in amounts}))
     frames = setups.cohort(-(-max(amounts) // 4), 128)
     levels = ("P1", "P2", "P3", "P4", "P5")
     write = {n: (lambda n=n: make_prompts(frames.iloc[:n], levels=levels)) for n in amounts}
-    yield Growth("prompts without shapes", "pictures", _timed(settings, write))
+    yield Growth("prompts without shapes", "images", _timed(settings, write))
 
 
 def _with_prompts(settings: Settings) -> Iterator[Growth]:
@@ -84,9 +84,9 @@ def _with_prompts(settings: Settings) -> Iterator[Growth]:
         )
         model(pixels, *words)
 
-    note = "Four pictures, so many prompts of each."
+    note = "Four images, so many prompts of each."
     yield Growth(
-        "predicting", "prompts a picture", _timed(settings, {n: (lambda n=n: ask(n)) for n in amounts}), note
+        "predicting", "prompts per image", _timed(settings, {n: (lambda n=n: ask(n)) for n in amounts}), note
     )
 
 
@@ -102,8 +102,6 @@ def _with_pixels(settings: Settings) -> Iterator[Growth]:
         other = _tiny(side)
         learn[side**2] = lambda m=model, o=optimiser, b=batch: step(m, o, b, loss)
         answer[side**2] = lambda m=other, p=part: training.predict(m, p)
-    note = (
-        "Four pictures; attention looks at all pairs of places, so that it grows with the square of pixels."
-    )
-    yield Growth("a training step", "pixels a picture", _timed(settings, learn), note)
-    yield Growth("predicting", "pixels a picture", _timed(settings, answer), note)
+    note = "Four images; attention looks at all pairs of places, so that it grows with the square of pixels."
+    yield Growth("a training step", "pixels per image", _timed(settings, learn), note)
+    yield Growth("predicting", "pixels per image", _timed(settings, answer), note)

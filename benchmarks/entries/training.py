@@ -77,12 +77,12 @@ def _pair(settings: Settings, encoders: str) -> Iterator[Pair]:
         f"clipseg-{encoders}",
         f"CLIPSeg, 352 px, training step, encoders {'frozen' if frozen else 'learning'}",
         "triplet",
-        Side(f"pictures {shared}", run_ours, len(rows)),
+        Side(f"images {shared}", run_ours, len(rows)),
         Side("one triplet after the other", run_plain, len(rows)),
         check,
         target=8 if frozen else 1.8,
         repeats=settings.repeats(7 if frozen else 3),
-        note="Two pictures, six triplets with six prompts; forward, backward, clipping and one AdamW step.",
+        note="Two images, six triplets with six prompts; forward, backward, clipping and one AdamW step.",
     )
     if not frozen:
         yield from _batched(settings, ours, optimiser, theirs, plain_optimiser, batch, loss)
@@ -92,7 +92,7 @@ def _pair(settings: Settings, encoders: str) -> Iterator[Pair]:
 def _batched(
     settings: Settings, ours: nn.Module, optimiser: Any, theirs: nn.Module, other: Any, batch: Any, loss: Any
 ) -> Iterator[Pair]:
-    """The stricter plain way: all triplets in one batch, in which each picture stands three times."""
+    """The stricter plain way: all triplets in one batch, in which each image stands three times."""
     rows = setups.one_by_one(ours, batch)
     theirs.load_state_dict(ours.segmenter.state_dict())  # both have made steps of their own
     whole = [tuple(torch.cat(parts) for parts in zip(*rows, strict=True))]
@@ -104,9 +104,7 @@ def _batched(
         "clipseg-unfrozen-batch",
         "CLIPSeg, 352 px, training step, encoders learning, against one batch of triplets",
         "triplet",
-        Side(
-            "pictures encoded once for its structures", lambda: step(ours, optimiser, batch, loss), len(rows)
-        ),
+        Side("images encoded once for its structures", lambda: step(ours, optimiser, batch, loss), len(rows)),
         Side(
             "all triplets in one batch",
             lambda: plain.training_step(plain.clipseg_unfrozen, theirs, other, whole, loss, CLIP),
@@ -114,7 +112,7 @@ def _batched(
         ),
         check,
         repeats=settings.repeats(3),
-        note="As above, but the plain way has its triplets in a batch, the pictures repeated.",
+        note="As above, but the plain way has its triplets in a batch, the images repeated.",
     )
 
 
@@ -171,9 +169,7 @@ def _small(settings: Settings) -> Iterator[Pair]:
         "clipseg-tiny-unfrozen",
         "tiny CLIPSeg, 96 px, training step, encoders learning",
         "triplet",
-        Side(
-            "pictures encoded once for its structures", lambda: step(ours, optimiser, batch, loss), len(rows)
-        ),
+        Side("images encoded once for its structures", lambda: step(ours, optimiser, batch, loss), len(rows)),
         Side(
             "one triplet after the other",
             lambda: plain.training_step(plain.clipseg_unfrozen, theirs, other, rows, loss, CLIP),
@@ -181,7 +177,7 @@ def _small(settings: Settings) -> Iterator[Pair]:
         ),
         lambda found, wanted: setups.assert_alike(found[1], wanted[1], "logits", 1e-3),
         repeats=settings.repeats(9),
-        note="Eight pictures, the demo's batch.",
+        note="Eight images, the demo's batch.",
     )
 
 
@@ -195,7 +191,7 @@ def run(settings: Settings) -> Iterator[Pair | Rate]:
 
 
 def _first_time(settings: Settings) -> Iterator[Rate]:
-    """What encoding a picture once costs, so that a reader can tell when it has paid."""
+    """What encoding an image once costs, so that a reader can tell when it has paid."""
     model = setups.clipseg(settings, "frozen")
     part = setups.triplets(model, 2)
     seconds = []
@@ -204,9 +200,9 @@ def _first_time(settings: Settings) -> Iterator[Rate]:
             clock = time.perf_counter()
             features.encode(model, part) if settings.quick else _encode(model, part)
             seconds.append((time.perf_counter() - clock) / len(part))
-    note = "Paid once for a cohort and its prompts; weights, pictures and size are the key."
+    note = "Paid once for a cohort and its prompts; weights, images and size are the key."
     yield Rate(
-        "clipseg-encode-once", "encoding a picture and its prompts", "s", seconds, better="less", note=note
+        "clipseg-encode-once", "encoding an image and its prompts", "s", seconds, better="less", note=note
     )
 
 

@@ -106,7 +106,7 @@ def test_choices_of_arithmetic_change_no_result() -> None:
 def test_growth_is_measured_at_several_amounts() -> None:
     items = list(entries.entry("growth", QUICK))
     assert all(isinstance(item, Growth) and len(item.seconds) >= 2 for item in items)
-    assert {item.axis for item in items} == {"pictures", "prompts a picture", "pixels a picture"}
+    assert {item.axis for item in items} == {"images", "prompts per image", "pixels per image"}
 
 
 # -- what the ratios rest on ----------------------------------------------------------------------------
@@ -246,12 +246,12 @@ def test_shared_encodings_give_each_gradient_of_the_plain_way(encoders: str) -> 
     forward = plain.clipseg_frozen if encoders == "frozen" else plain.clipseg_unfrozen
     logits = ours(pixels, batch["input_ids"], batch["attention_mask"])
     functional.binary_cross_entropy_with_logits(logits, masks).backward()
-    for picture in range(2):
+    for image in range(2):
         for place in range(3):
-            words = (batch[name][picture, place][None] for name in ("input_ids", "attention_mask"))
-            alone = forward(theirs, pixels[picture][None], *words)
-            torch.testing.assert_close(alone[0], logits[picture, place])
-            (functional.binary_cross_entropy_with_logits(alone[0], masks[picture, place]) / 6).backward()
+            words = (batch[name][image, place][None] for name in ("input_ids", "attention_mask"))
+            alone = forward(theirs, pixels[image][None], *words)
+            torch.testing.assert_close(alone[0], logits[image, place])
+            (functional.binary_cross_entropy_with_logits(alone[0], masks[image, place]) / 6).backward()
     wanted = {name: value.grad for name, value in theirs.named_parameters() if value.grad is not None}
     found = {name: ours.segmenter.get_parameter(name).grad for name in wanted}
     whole = max(float(value.abs().max()) for value in wanted.values())
