@@ -6,7 +6,6 @@ so does a decision by what a tensor holds, which on a GPU is a wait in every ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,8 @@ META = torch.device("meta")
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state()
-    yield Accelerator()
-    AcceleratorState._reset_state()
+def accelerator() -> Accelerator:
+    return Accelerator()
 
 
 def load(name: str, encoders: str = "unfrozen") -> nn.Module:
@@ -185,7 +182,6 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(
         assert np.isfinite(history.drop(columns="seconds")).all(axis=None)
         assert all(value.isfinite().all() for value in model.parameters())
         first[precision] = history.iloc[0]
-    AcceleratorState._reset_state()
     assert first["bf16"]["train_loss"] == pytest.approx(first["no"]["train_loss"], rel=0.02)
     assert first["bf16"]["train_loss"] != first["no"]["train_loss"], "it was in float32"
 
