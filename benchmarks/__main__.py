@@ -46,6 +46,8 @@ def _run(names: list[str], quick: bool, threads: int, out: Path | None) -> int:
     machine = record.about_machine(threads)
     gpu = machine["gpu"] or "no GPU"
     print(f"{machine['device']}, {machine['instructions']}, {threads} of {machine['cores']} cores, {gpu}")
+    if out is not None:
+        record.check_machine(out, names, machine)
     missed = []
     for name in names:
         found = Found()

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from benchmarks.measure import Found, processor
+from echovlsm.base import paths, provenance
 
 TABLES: tuple[str, ...] = ("pairs", "measurements", "rates", "growth")
 """Names of the tables, one CSV file each, with a column `entry`."""
@@ -21,8 +22,6 @@ def about_machine(threads: int) -> dict[str, Any]:
     """Processor, cores, threads, the instructions that PyTorch uses, and versions."""
     import torch
 
-    from echovlsm.base import provenance
-
     return {
         "device": processor(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -31,6 +30,18 @@ def about_machine(threads: int) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "packages": provenance.package_versions(),
     }
+
+
+def check_machine(folder: Path, names: Iterable[str], machine: Mapping[str, Any]) -> None:
+    """Raise SystemExit where entries of another machine, which these do not measure anew, would be lost."""
+    about = paths.resolve(folder) / "about.yaml"
+    there = yaml.safe_load(about.read_text()) if about.is_file() else {}
+    lost = sorted(set(there.get("entries", {})) - set(names))
+    if lost and there.get("machine") != machine:
+        raise SystemExit(
+            f"--only: {folder} holds results of another machine, and {', '.join(lost)} would be lost; "
+            "run all entries, or name another folder with --out"
+        )
 
 
 def write(
@@ -49,8 +60,6 @@ def write(
     machine
         Of `about_machine`.
     """
-    from echovlsm.base import paths, provenance
-
     folder = paths.resolve(folder)
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / "about.yaml"

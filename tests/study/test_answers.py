@@ -204,6 +204,13 @@ def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
     assert words.findings(write(tmp_path / "one", one)) == []
 
 
+def test_a_sentence_of_a_part_of_the_seeds_says_so(whole: answers.Records, tmp_path: Path) -> None:
+    two = [run for run in study() if run.part == "budget" and run.seed < 2]
+    (first, *_) = words.budget_sentences(write(tmp_path, two))
+    assert "; so far 2 of 3 to 5 seeds)" in first
+    assert "so far" not in words.budget_sentences(whole)[0]
+
+
 def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_path: Path) -> None:
     shown = words.paper_shape(answers.table_cells(whole))
     assert shown.loc[("CRIS", "synthetic"), "P7*"] == "N/A"

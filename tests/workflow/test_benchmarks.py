@@ -192,7 +192,12 @@ def test_an_entry_replaces_its_own_rows_only(tmp_path: Path) -> None:
     assert dict(zip(tables["pairs"]["entry"], tables["pairs"]["ratio"], strict=True)) == {"b": 5.0, "a": 3.0}
     assert set(about["entries"]) == {"a", "b"}
     assert not list(tmp_path.glob("*.partial"))
-    record.write(tmp_path, {"b": _found("b", 2.5)}, {"b": told}, machine | {"cores": 999})
+    other = machine | {"cores": 999}
+    with pytest.raises(SystemExit, match="another machine, and a would be lost"):
+        record.check_machine(tmp_path, ["b"], other)
+    for names, here in ((["b"], machine), (["a", "b"], other)):
+        record.check_machine(tmp_path, names, here)
+    record.write(tmp_path, {"b": _found("b", 2.5)}, {"b": told}, other)
     tables, about = speed.read_results(tmp_path)
     assert list(tables["pairs"]["entry"]) == ["b"], "times of two machines do not stand side by side"
     assert "No GPU was measured" in speed.how_measured(about) or about["machine"]["gpu"]

@@ -6,7 +6,8 @@ Of what is not on record nothing is said, and one seed is no finding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,10 +235,25 @@ def _by_verdict(rows: pd.DataFrame) -> str:
 def budget_sentences(records: Records) -> list[str]:
     """What each kind of synthetic images adds at equal compute; an arm of one seed is not told."""
     gains = _several(budget_gains(records))
-    return [
-        f"Pretraining on {WORDS[arm]} {_by_verdict(part)} annotated patients (points of Dice, equal compute)."
-        for arm, part in (gains.groupby("arm", sort=False) if len(gains) else ())
-    ]
+    plan = Counter((run.arm, run.patients) for run in records.plan if run.part == "budget")
+    told = []
+    for arm, part in gains.groupby("arm", sort=False) if len(gains) else ():
+        planned = [plan[arm, patients] for patients in part["patients"]]
+        few = (
+            f"; so far {_span(part['seeds'])} of {_span(planned)} seeds"
+            if any(part["seeds"] < planned)
+            else ""
+        )
+        told.append(
+            f"Pretraining on {WORDS[arm]} {_by_verdict(part)} annotated patients "
+            f"(points of Dice, equal compute{few})."
+        )
+    return told
+
+
+def _span(numbers: Iterable[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def saved_sentence(records: Records) -> str:
