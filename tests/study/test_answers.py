@@ -208,6 +208,9 @@ def test_a_sentence_of_a_part_of_the_seeds_says_so(whole: answers.Records, tmp_p
     two = [run for run in study() if run.part == "budget" and run.seed < 2]
     (first, *_) = words.budget_sentences(write(tmp_path, two))
     assert "; so far 2 of 3 to 5 seeds)" in first
+    headline = words.headline(answers.Records(tmp_path))
+    assert headline.startswith("A first answer on real hearts (")
+    assert "so far 2 of 3 to 5 seeds" in headline
     assert "so far" not in words.budget_sentences(whole)[0]
 
 

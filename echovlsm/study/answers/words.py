@@ -319,11 +319,14 @@ def findings(records: Records) -> list[str]:
 
 
 def headline(records: Records) -> str:
-    """The sentence under the book's title: the budget's answer, or that it is not there yet."""
+    """The sentence under the book's title: the budget's answer, a first one, or that there is none yet."""
     gains = budget_gains(records)
     planned = {run.patients for run in records.plan if run.part == "budget" and run.arm == "phantom"}
     rows = gains[(gains["arm"] == "phantom") & (gains["seeds"] > 2)] if len(gains) else gains
     if rows.empty or set(rows["patients"]) != planned:
+        early = next((told for told in budget_sentences(records) if WORDS["phantom"] in told), "")
+        if early:
+            return f"A first answer on real hearts ({progress(records)}): {early[0].lower()}{early[1:]}"
         return f"No answer on real hearts yet: {progress(records)}."
     higher = rows[rows["verdict"] == "higher"]
     if higher.empty:
