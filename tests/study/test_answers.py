@@ -211,6 +211,8 @@ def test_a_sentence_of_a_part_of_the_seeds_says_so(whole: answers.Records, tmp_p
     headline = words.headline(answers.Records(tmp_path))
     assert headline.startswith("A first answer on real hearts (")
     assert "so far 2 of 3 to 5 seeds" in headline
+    assert first not in words.what_we_saw(answers.Records(tmp_path)), "it is in the headline"
+    assert words.what_we_saw(whole)[1:] == words.findings(whole)
     assert "so far" not in words.budget_sentences(whole)[0]
 
 

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("study_cells", "table_cells", "table_gains", "worth_of_words"),
         ],
         "words": [
-            *("findings", "headline", "learning_curves", "left_out", "paper_shape", "readable"),
+            *("headline", "learning_curves", "left_out", "paper_shape", "readable", "what_we_saw"),
             *("readable_steps", "size_sentence"),
         ],
         "figures": ["plot_budget", "plot_curves", "plot_doubling", "plot_gains", "plot_worth"],

@@ -342,3 +342,9 @@ def headline(records: Records) -> str:
         f"echocardiograms outlines real hearts better by {told} annotated patients (points of Dice, 95 % "
         f"interval){beyond}."
     )
+
+
+def what_we_saw(records: Records) -> list[str]:
+    """The headline, and the findings that it does not hold already."""
+    head = headline(records)
+    return [head, *(sentence for sentence in findings(records) if sentence[1:] not in head)]
