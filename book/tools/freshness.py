@@ -13,7 +13,6 @@ from echovlsm.base import files, paths
 from echovlsm.study import execution
 
 BookError = execution.BookError
-plain = files.plain
 RECORDED = "as recorded in"
 """How the cohort of a page begins that trains nothing and shows results on record."""
 
@@ -73,15 +72,15 @@ def page_facts(root: Path, page: str, executed: Path, scale: str) -> PageFacts:
         page=page,
         executed=_when(papermill.get("end_time") or run.get("date")),
         duration=_duration(papermill.get("duration")),
-        scale=plain(parameters.get("scale") or run.get("scale") or scale),
-        cohort=plain(_cohort_words(root, parameters, run)),
-        device=plain(record.get("device") or run.get("device") or UNKNOWN),
-        commit=plain(record.get("commit") or run.get("commit") or UNKNOWN),
-        key=plain(record.get("key") or UNKNOWN),
+        scale=files.plain(parameters.get("scale") or run.get("scale") or scale),
+        cohort=files.plain(_cohort_words(root, parameters, run)),
+        device=files.plain(record.get("device") or run.get("device") or UNKNOWN),
+        commit=files.plain(record.get("commit") or run.get("commit") or UNKNOWN),
+        key=files.plain(record.get("key") or UNKNOWN),
         state=state,
         changed=changed,
         packages={
-            plain(name): plain(version)
+            files.plain(name): files.plain(version)
             for name, version in (record.get("packages") or run.get("packages") or {}).items()
         },
     )

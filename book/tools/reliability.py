@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from book.tools.freshness import BookError, plain
+from book.tools.freshness import BookError
 from book.tools.tables import markdown
 from echovlsm.base import files
 
@@ -38,7 +38,7 @@ def faults(root: Path) -> str:
     rows = []
     for name, part in _by_stage(table):
         found = part["found"].str.replace(r"^grid \d+: ", "", regex=True).value_counts(sort=False)
-        states = "; ".join(f"{plain(state)}: {count}" for state, count in found.sort_index().items())
+        states = "; ".join(f"{files.plain(state)}: {count}" for state, count in found.sort_index().items())
         counts = (part["at"] == "moment").sum(), (part["at"] == "step").sum() or "–"
         rows.append((name, *counts, states, part["half_written"].notna().sum(), _equal(part)))
     names = ("killed in", "at a random moment", "between two steps on files", "states found")
@@ -113,11 +113,11 @@ def reached(root: Path) -> str:
         f"{table['reached'].sum() / table['lines'].sum():.1%} of {table['lines'].sum()} lines in "
         f"{len(table)} modules. Where it is least:"
     )
-    rows = [(plain(row.module), row.lines, f"{row.share:.0%}") for row in table.head(8).itertuples()]
+    rows = [(files.plain(row.module), row.lines, f"{row.share:.0%}") for row in table.head(8).itertuples()]
     parts = [told, markdown(("module", "lines", "reached"), rows, 2)]
     if known := _yaml(root, "coverage.yaml"):
         date, commit, tests = (str(known.get(name)) for name in ("date", "commit", "tests"))
-        parts.append(plain(f"Made: {date[:10]}, commit {commit}, tests: {tests}."))
+        parts.append(files.plain(f"Made: {date[:10]}, commit {commit}, tests: {tests}."))
     return "\n\n".join(parts)
 
 
@@ -130,8 +130,10 @@ def latest(root: Path) -> str:
     rows, notes = [], []
     for name, run in runs.items():
         rows.append(_plain(name, *(run.get(key.lower()) for key in names)))
-        notes += [f"- {plain(name)}: {plain(run['note'])}"] if run.get("note") else []
-        notes += [f"- {plain(name)}: failed is {plain(test)}" for test in run.get("failures") or []]
+        notes += [f"- {files.plain(name)}: {files.plain(run['note'])}"] if run.get("note") else []
+        notes += [
+            f"- {files.plain(name)}: failed is {files.plain(test)}" for test in run.get("failures") or []
+        ]
     parts = [markdown(("versions", *names), rows), "\n".join(notes)]
     other = _read(root, "latest.csv", ("package", "locked", "newest"))
     if other is not None and len(other):
@@ -175,7 +177,7 @@ def _equal(part: pd.DataFrame) -> str:
 
 
 def _plain(*values: object) -> tuple[str, ...]:
-    return tuple(map(plain, values))
+    return tuple(map(files.plain, values))
 
 
 def _when(root: Path, name: str) -> str:
@@ -186,4 +188,4 @@ def _when(root: Path, name: str) -> str:
         f"seed {part.get('seed')}, scale {part.get('scale')}"
         for part in known.values()
     }
-    return f"Made: {'; '.join(map(plain, sorted(parts)))}." if parts else ""
+    return f"Made: {'; '.join(map(files.plain, sorted(parts)))}." if parts else ""

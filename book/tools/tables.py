@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts, plain
+from book.tools.freshness import RECORDED, UNKNOWN, BookError, PageFacts
 from echovlsm.base import figures, files
 from echovlsm.evaluation import scoring, statistics
 from echovlsm.published import scores as published
@@ -238,8 +238,8 @@ def _scored_on(record: Mapping[str, Any]) -> str:
     """Of which patients the scores of a record are."""
     where = record.get("evaluation", {}).get("parameters", {}).get("evaluate_on", "?")
     words = {"val": "validation", "test": "testing", "train": "training"}
-    cohort = {"camus": "CAMUS"}.get(record.get("cohort"), plain(record.get("cohort")))
-    return f"{words.get(where, plain(where))} patients of {cohort}"
+    cohort = {"camus": "CAMUS"}.get(record.get("cohort"), files.plain(record.get("cohort")))
+    return f"{words.get(where, files.plain(where))} patients of {cohort}"
 
 
 def groups(root: Path) -> str:
@@ -259,9 +259,9 @@ def groups(root: Path) -> str:
             continue
         for row in statistics.summary(known, (column,), resamples=2000).to_dict("records"):
             interval = f"{row['low']:.3f} to {row['high']:.3f}"
-            rows.append((column, plain(row[column]), row["patients"], f"{row['mean']:.3f}", interval))
+            rows.append((column, files.plain(row[column]), row["patients"], f"{row['mean']:.3f}", interval))
     told = (
-        f"The recorded run `{name}` (scale {plain(record.get('scale'))}, {_scored_on(record)}); "
+        f"The recorded run `{name}` (scale {files.plain(record.get('scale'))}, {_scored_on(record)}); "
         "intervals over patients."
     )
     if unknown:

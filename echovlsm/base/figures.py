@@ -41,6 +41,7 @@ SAMPLER_COLOURS: dict[str, str] = {
     "sde-dpm-solver++": "#009E73",
     "heun": "#CC79A7",
 }
+MODEL_NAMES: dict[str, str] = {"clipseg": "CLIPSeg", "cris": "CRIS", "unet": "U-Net"}
 SHORT_NAMES: dict[str, str] = {
     "left ventricular cavity": "LV cavity",
     "myocardium": "myocardium",

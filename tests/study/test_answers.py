@@ -226,7 +226,7 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
     assert gains["gain"].str.match(r"[+-]\d+\.\d").all()
     steps = words.readable_steps(answers.convergence(whole))
     assert not steps.isna().any().any()
-    assert words.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients")
+    assert words.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients (5 seeds)")
     assert words.doubling_title(whole).startswith("Twice the steps add")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from echovlsm.base import figures
 from echovlsm.study.answers.records import (
     LEARNS_FROM_REAL,
     STRATEGIES,
@@ -36,13 +37,6 @@ NAMES: dict[str, str] = {
 }
 """Arms of the annotation budget in words."""
 
-NAMES_OF_MODELS: dict[str, str] = {
-    "cris": "CRIS",
-    "clipseg": "CLIPSeg",
-    "unet": "The U-Net without words",
-}
-"""Models in words."""
-
 WORDS: dict[str, str] = {
     "phantom": "phantoms, which need no annotation,",
     "diffusion": f"images of a diffusion model that learned from all {ALL} annotated patients",
@@ -64,7 +58,7 @@ def readable(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     """Differences of `judge` in words and points: `where` they are, gain, interval, seeds, p, verdict."""
     if table.empty:
         return table
-    shown = table[list(where)].replace({"arm": NAMES, "model": NAMES_OF_MODELS})
+    shown = table[list(where)].replace({"arm": NAMES, "model": figures.MODEL_NAMES})
     shown["gain"] = table["gain"].map(points)
     shown["95 % interval"] = table["low"].map(points) + " to " + table["high"].map(points)
     shown["seeds"] = table["seeds"]
@@ -88,7 +82,7 @@ def readable_steps(table: pd.DataFrame) -> pd.DataFrame:
         sooner, sooner_whole = (f"{ratio:.2f} ×" if ratio else "–" for ratio in middle.iloc[3:])
         rows.append(
             {
-                "model": NAMES_OF_MODELS[model],
+                "model": figures.MODEL_NAMES[model],
                 "prompt": prompt,
                 "strategy": strategy,
                 "seeds": len(part),
@@ -113,7 +107,7 @@ def paper_shape(cells: pd.DataFrame) -> pd.DataFrame:
 
     texts = cells.assign(
         text=[told(row) for row in cells.itertuples()],
-        model=pd.Categorical(cells["model"].map(NAMES_OF_MODELS), NAMES_OF_MODELS.values()),
+        model=pd.Categorical(cells["model"].map(figures.MODEL_NAMES), figures.MODEL_NAMES.values()),
         strategy=pd.Categorical(cells["strategy"], STRATEGIES.values()),
     )
     wide = texts.set_index(["model", "strategy", "prompt"])["text"].unstack("prompt").sort_index()
@@ -142,7 +136,8 @@ def budget_title(gains: pd.DataFrame) -> str:
     higher = rows[rows["verdict"] == "higher"]["patients"]
     if higher.empty:
         return "Phantoms first: no gain shown at equal compute"
-    return f"Phantoms first help with {', '.join(map(str, higher))} annotated patients"
+    seeds = _span(rows[rows["verdict"] == "higher"]["seeds"])
+    return f"Phantoms first help with {', '.join(map(str, higher))} annotated patients ({seeds} seeds)"
 
 
 def doubling_title(records: Records) -> str:
@@ -278,7 +273,7 @@ def table_sentences(records: Records) -> list[str]:
         if row.prompt == "P1":
             told.setdefault(row.model, []).append(f"`{row.strategy}` {gain(row)}, {row.verdict}")
     return [
-        f"{NAMES_OF_MODELS[model]}, all annotated patients, P1, against `real`: {'; '.join(parts)}."
+        f"{figures.MODEL_NAMES[model]}, all annotated patients, P1, against `real`: {'; '.join(parts)}."
         for model, parts in told.items()
     ]
 
@@ -291,7 +286,7 @@ def convergence_sentence(records: Records) -> str:
         if part["seed"].nunique() > 1:
             alone, whole = part["faster_alone"].median(), part["faster_whole"].median()
             told.append(
-                f"{NAMES_OF_MODELS[model]}, `{strategy}`: {alone:.2f} × without, {whole:.2f} × with them"
+                f"{figures.MODEL_NAMES[model]}, `{strategy}`: {alone:.2f} × without, {whole:.2f} × with them"
             )
     if not told:
         return ""
@@ -304,7 +299,7 @@ def convergence_sentence(records: Records) -> str:
 def words_sentence(records: Records) -> str:
     """What words add beyond the structure's name, and what any words add to none."""
     told = [
-        f"{NAMES_OF_MODELS[row.model]}, {row.comparison}: {gain(row)}"
+        f"{figures.MODEL_NAMES[row.model]}, {row.comparison}: {gain(row)}"
         + (" (one seed)" if row.verdict == ONE_SEED else f", {row.verdict}")
         for row in worth_of_words(records).itertuples()
     ]

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 NO_WORDS = "no words"
 """What stands for the prompt of the text-blind reference in tables."""
 
-MODEL_NAMES: dict[str, str] = {"clipseg": "CLIPSeg", "cris": "CRIS", "unet": "U-Net"}
 _MODEL_MARKS: dict[str, str] = {"clipseg": "o", "cris": "s", "unet": "^"}
 
 
@@ -162,11 +161,10 @@ def told_of_gains(table: pd.DataFrame) -> list[str]:
     """What each strategy changes against `real`, a sentence each; `table`: of `gains`."""
     told = []
     for strategy, part in table.groupby("strategy", sort=False) if len(table) else ():
-        found = [
-            f"{MODEL_NAMES[row.model]}{'' if row.model == 'unet' else f' at {row.prompt}'} {gain(row)}"
-            for row in part.itertuples()
-            if row.verdict in FINDINGS
-        ]
+        found = []
+        for row in part[part["verdict"].isin(FINDINGS)].itertuples():
+            where = "" if row.model == "unet" else f" at {row.prompt}"
+            found.append(f"{figures.MODEL_NAMES[row.model]}{where} {gain(row)}")
         each = f": {', '.join(found)} points" if found else ""
         told.append(f"`{strategy}` against `real`: {told_of_verdicts(part)}{each}.")
     return told
@@ -176,7 +174,7 @@ def told_of_models(scores: pd.DataFrame) -> str:
     """The models' mean Dice where all read words and learn from real images alone, in a sentence."""
     fair = scores.query("strategy == 'real' and encoders == 'unfrozen' and prompt != 'P0'")
     means = fair.groupby("model")["dice"].mean()
-    told = ", ".join(f"{MODEL_NAMES[name]} {100 * dice:.1f}" for name, dice in means.items())
+    told = ", ".join(f"{figures.MODEL_NAMES[name]} {100 * dice:.1f}" for name, dice in means.items())
     return f"Mean Dice of `real`, unfrozen, prompts with words: {told} (reads no words)."
 
 
@@ -187,7 +185,9 @@ def _told_of_words(effects: pd.DataFrame) -> str:
         mean = part.set_index("swapped")["mean"]
         others = mean.drop("structure", errors="ignore")
         worst = f", {others.idxmin()} {-100 * others.min():.1f}" if len(others) and others.min() < 0 else ""
-        told.append(f"{MODEL_NAMES[model]}: structure {-100 * mean.get('structure', np.nan):.0f}{worst}")
+        told.append(
+            f"{figures.MODEL_NAMES[model]}: structure {-100 * mean.get('structure', np.nan):.0f}{worst}"
+        )
     return f"What a false word costs, in points. {'; '.join(told)}"
 
 
@@ -222,7 +222,7 @@ def plot_differences(table: pd.DataFrame) -> Figure:
             fill = colour if row.verdict in FINDINGS else "white"
             style = {"color": colour, "mfc": fill, "fmt": _MODEL_MARKS[model]}
             axis.errorbar(place, 100 * row.gain, bars, **style)
-        axis.set_title(MODEL_NAMES[model])
+        axis.set_title(figures.MODEL_NAMES[model])
         axis.set_xticks(range(len(asked[model])), asked[model])
         axis.set_xlim(-0.5, len(asked[model]) - 0.5)
     axes[0, 0].set_ylabel("difference, points of Dice")
@@ -248,7 +248,7 @@ def plot_convergence(histories: pd.DataFrame, target: float) -> Figure:
             axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.12, linewidth=0)
             axis.plot(curve.index, curve["mean"], "-o", markersize=3, color=colour, label=_short(strategy))
         axis.axhline(target, color="#333333", linestyle=":", linewidth=1)
-        axis.set(xlabel="step of this training", ylim=(0, 1), title=MODEL_NAMES[model])
+        axis.set(xlabel="step of this training", ylim=(0, 1), title=figures.MODEL_NAMES[model])
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("validation Dice")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -278,7 +278,7 @@ def plot_prompt_matrices(matrices: Mapping[tuple[str, str], pd.DataFrame]) -> Fi
             values = matrix.to_numpy()
             right = values.trace() / 3
             gaps[model, prompt] = right - (values.sum() - 3 * right) / 6
-            figures.plot_matrix(axis, matrix, f"{MODEL_NAMES[model]}, {prompt}")
+            figures.plot_matrix(axis, matrix, f"{figures.MODEL_NAMES[model]}, {prompt}")
             if column:
                 axis.set_yticklabels([])
             if row < len(models) - 1:
@@ -306,7 +306,7 @@ def plot_word_effects(effects: pd.DataFrame) -> Figure:
         fill = "#333333" if number == 0 else "white"
         style = {"fmt": _MODEL_MARKS[model], "color": "#333333", "mfc": fill}
         axes.errorbar(
-            points[0], place, xerr=np.abs(points[1:] - points[0]), label=MODEL_NAMES[model], **style
+            points[0], place, xerr=np.abs(points[1:] - points[0]), label=figures.MODEL_NAMES[model], **style
         )
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
