@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +190,12 @@ def _known(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Features | N
     return Features(*arrays).to(batch["index"].device)
 
 
-def _our_step(
-    name: str, encoders: str, precision: str, count: int, setting: Setting, compiled: bool = False
-) -> Callable[[], Tensor]:
-    """A step of `fit` on `count` images."""
+Step = Callable[[dict[str, Tensor]], Tensor]
+"""A step on a batch: its loss."""
+
+
+def _our_step(name: str, encoders: str, precision: str, setting: Setting, compiled: bool = False) -> Step:
+    """A step of `fit`."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -203,29 +205,25 @@ def _our_step(
     optimiser = training.make_optimiser(bare, RATE, 1e-3)
     called = torch.compile(bare, backend="eager" if setting.toy else "inductor") if compiled else bare
     model, optimiser = accelerator.prepare(called, optimiser)
-    learning = [value for value in bare.parameters() if value.requires_grad]
-    batch, loss = _batch(bare, count, setting.device), training.make_loss()
-    known = _known(bare, batch)
+    learning, loss = [value for value in bare.parameters() if value.requires_grad], training.make_loss()
+    known: dict[int, Features | None] = {}
 
-    def step() -> Tensor:
-        value, _ = training._loss_and_logits(model, bare, batch, loss, known)
+    def step(batch: dict[str, Tensor]) -> Tensor:
+        count = len(batch["index"])
+        if count not in known:
+            known.clear()
+            known[count] = _known(bare, batch)
+        value, _ = training._loss_and_logits(model, bare, batch, loss, known[count])
         training._learn(accelerator, value, learning, optimiser, CLIP)
         return value.detach()
 
     return step
 
 
-def _plain_step(
-    name: str, encoders: str, precision: str, count: int, setting: Setting
-) -> Callable[[], Tensor]:
+def _plain_step(name: str, encoders: str, precision: str, setting: Setting) -> Step:
     """The same by the plain loop: each triplet encodes its own image and its own prompt of 77 tokens."""
     device = setting.device
-    model = _model(name, encoders, setting).to(device).train()
-    batch, loss = _batch(model, count, device), training.make_loss()
-    ids, mask = (batch[key].flatten(0, 1) for key in ("input_ids", "attention_mask"))
-    pad = LONGEST - ids.shape[1]
-    ids = functional.pad(ids, (0, pad), value=model.tokenizer.pad_token_id)
-    mask, masks = functional.pad(mask, (0, pad)), batch["masks"].flatten(0, 1)[:, None]
+    model, loss = _model(name, encoders, setting).to(device).train(), training.make_loss()
     if name == "clipseg":
         forward = plain.clipseg_frozen if encoders == "frozen" else plain.clipseg_unfrozen
         network: nn.Module = model.segmenter
@@ -235,11 +233,15 @@ def _plain_step(
     optimiser = torch.optim.AdamW(learning, lr=RATE, weight_decay=1e-3)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
-    def step() -> Tensor:
+    def step(batch: dict[str, Tensor]) -> Tensor:
+        ids, mask = (batch[key].flatten(0, 1) for key in ("input_ids", "attention_mask"))
+        pad = LONGEST - ids.shape[1]
+        ids = functional.pad(ids, (0, pad), value=model.tokenizer.pad_token_id)
+        mask = functional.pad(mask, (0, pad))
         pixels = model.normalise(batch["image"]).repeat_interleave(3, dim=0)
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "no"):
             logits = forward(network, pixels, ids, mask)
-        value = loss(logits[:, None].float(), masks)
+        value = loss(logits[:, None].float(), batch["masks"].flatten(0, 1)[:, None])
         optimiser.zero_grad()
         scaler.scale(value).backward()
         scaler.unscale_(optimiser)
@@ -251,48 +253,49 @@ def _plain_step(
     return step
 
 
-def matrix_rates(setting: Setting) -> dict[str, float]:
-    """TFLOP a second of a product of two large square matrices, for each precision."""
-    size, found = (64 if setting.toy else 8192), {}
-    for name in setting.precisions:
-        a, b = (torch.randn(size, size, device=setting.device, dtype=PRECISIONS[name]) for _ in range(2))
-        found[name] = 2 * size**3 / setting.seconds(lambda a=a, b=b: a @ b)[0] / 1e12
-    return found
+@cache
+def matrix_rate(precision: str, setting: Setting) -> float:
+    """TFLOP a second of a product of two large square matrices."""
+    size, kind = (64 if setting.toy else 8192), PRECISIONS[precision]
+    a, b = (torch.randn(size, size, device=setting.device, dtype=kind) for _ in range(2))
+    return 2 * size**3 / setting.seconds(lambda: a @ b)[0] / 1e12
 
 
-def time_steps(name: str, encoders: str, precision: str, setting: Setting) -> Rows:
-    """Seconds and memory of a step, ours, compiled and plain, at each batch; a row `fits` or not.
+def time_steps(name: str, encoders: str, precision: str, compiled: str, setting: Setting) -> Rows:
+    """Seconds and memory of a step, ours and plain, or ours compiled, at each batch; a row `fits` or not.
 
     The first loss of ours is that of the plain loop, at the smallest batch and in float32, where nothing is
     dropped at random.
     """
-    peak = matrix_rates(setting)[precision]
-    batches = [2] if setting.toy else [2**power for power in range(10)]
-    ways = {"ours": _our_step, "plain": _plain_step, "compiled": partial(_our_step, compiled=True)}
-    if setting.toy and (name, encoders) != ("clipseg", "frozen"):
-        del ways["compiled"]  # tracing takes longer than all else
-    rows, first = [], {}
-    for way, build in ways.items():
+    batches = [2] if setting.toy else [8**power for power in range(4)]
+    ways = {"ours": _our_step, "plain": _plain_step}
+    if compiled == "compiled":
         # each size would be compiled anew
-        for count in batches if way != "compiled" else batches[-1:] if setting.toy else [8]:
-            row, step = {"way": way, "batch": count, "fits": False}, None
+        batches, ways = batches if setting.toy else [16], {"compiled": partial(_our_step, compiled=True)}
+    peak, rows, first = matrix_rate(precision, setting), [], {}
+    like = _model(name, encoders, setting)
+    for way, build in ways.items():
+        step: Step | None = build(name, encoders, precision, setting)
+        for count in batches:
+            row, run = {"way": way, "batch": count, "fits": False}, None
             try:
-                step = build(name, encoders, precision, count, setting)
-                row["loss"] = float(step())
-                work = float("nan") if way == "compiled" else count_operations(step) / 1e12
-                row["seconds"], row["memory_gib"] = setting.seconds(step)
+                run = partial(step, _batch(like, count, setting.device))
+                first.setdefault(way, float(run()))
+                work = float("nan") if way == "compiled" else count_operations(run) / 1e12
+                row["seconds"], row["memory_gib"] = setting.seconds(run)
                 row |= {"fits": True, "triplets_a_second": 3 * count / row["seconds"], "teraflop": work}
                 row |= {"matrix_rate": peak, "share_of_rate": work / row["seconds"] / peak}
             except torch.cuda.OutOfMemoryError:
                 pass
             rows.append(row)
-            first.setdefault(way, row.get("loss"))
-            step = None
-            _tidy(way == "compiled")
+            run = None
+            _tidy()
             if not row["fits"]:
                 break
+        step = None
+        _tidy(way == "compiled")
     exact = precision == "no" and (name == "clipseg" or setting.toy)  # full CRIS drops out at random
-    if exact and first["ours"] and first["plain"]:
+    if exact and len(first) > 1:
         assert abs(first["ours"] - first["plain"]) < 1e-3 * abs(first["plain"]), first
     return rows
 
@@ -417,10 +420,14 @@ def cases(part: str, setting: Setting) -> Iterator[tuple[dict[str, str], Case]]:
             key = {"model": name, "encoders": encoders}
             yield key, lambda where, key=key: count_waits(*key.values(), where)
     elif part == "steps":
-        for precision, (name, encoders) in itertools.product(setting.precisions, both):
-            if setting.toy and (precision == "no") == (name == "clipseg"):
-                continue  # half of them say whether it works
-            key = {"model": name, "encoders": encoders, "precision": precision}
+        order = itertools.product(("no", "compiled"), setting.precisions, both)
+        for compiled, precision, (name, encoders) in order:
+            key = {"model": name, "encoders": encoders, "precision": precision, "compiled": compiled}
+            if setting.toy:  # half of them say whether it works; tracing takes longer than all else
+                if compiled == "no" and (precision == "no") == (name == "clipseg"):
+                    continue
+                if compiled != "no" and (name, encoders, precision) != ("clipseg", "frozen", "bf16"):
+                    continue
             yield key, lambda where, key=key: time_steps(*key.values(), where)
     elif part == "sampling":
         for network, precision in itertools.product(("small", "full"), ("no", "bf16")):
