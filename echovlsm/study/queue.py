@@ -345,11 +345,12 @@ def left(work: Sequence[Run], there: Study, rates: dict[str, float]) -> pd.DataF
 
 
 def measured_rates(there: Study) -> dict[str, float]:
-    """Seconds a step of each model, from the records that are there."""
+    """Seconds a step of each model, from the records that this kind of device made."""
     found: dict[str, list[float]] = {}
+    device = provenance.device_name()
     for file in there.records.glob("*.json"):
         record = json.loads(file.read_text())
-        if record["recipe"]["image_size"] == 64 and record["cycles"]:
+        if record["device"] == device and record["recipe"]["image_size"] == 64 and record["cycles"]:
             steps = sum(cycle["steps"] for cycle in record["cycles"])
             found.setdefault(record["model"], []).append(record["training_seconds"] / steps)
     return SECONDS_A_STEP | {model: float(np.median(values)) for model, values in found.items()}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from echovlsm.base import figures
 from echovlsm.study.answers.recorded import OBSERVER, YARDSTICK
 from echovlsm.study.answers.records import STRATEGIES, Records
-from echovlsm.study.answers.words import NAMES, budget_title, doubling_title
+from echovlsm.study.answers.words import NAMES, budget_title, curves_title, doubling_title, gains_title
 from echovlsm.study.differences import FINDINGS
 from echovlsm.study.plan import ALL, NOTHING
 
@@ -108,8 +108,8 @@ def plot_gains(gains: pd.DataFrame) -> Figure:
         axes.plot([], [], **style, label=NAMES[arm])
     _size_axis(axes, gains)
     axes.set_ylabel("gain in Dice (points)")
-    axes.set_title("Gain over as many steps on real images alone; hollow: no finding")
-    figure.legend(loc="outside right upper", fontsize=9)
+    axes.set_title(gains_title(gains))
+    axes.legend(loc="upper right", fontsize=9)
     return figure
 
 
@@ -134,24 +134,24 @@ def plot_worth(saved: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_curves(curves: Mapping[str, pd.DataFrame], target: float) -> Figure:
+def plot_curves(curves: Mapping[str, pd.DataFrame], arrived: pd.DataFrame) -> Figure:
     """Dice on the held-out patients against all steps, an arm a line, each seed a thin one.
 
     Parameters
     ----------
     curves
         Of `learning_curves`: `step` (of both cycles), `seed` and `dice` of each arm.
-    target
-        Mean target of the seeds.
+    arrived
+        Rows of `convergence` of the same model and prompt; the line is the mean target of their seeds.
     """
     figure, axes = plt.subplots(figsize=(8, 3.8))
     for arm, table in curves.items():
         for _, part in table.groupby("seed"):
             axes.plot(part["step"], part["dice"], color=COLOURS[arm], linewidth=0.8, alpha=0.6)
         axes.plot([], [], color=COLOURS[arm], label=STRATEGIES[arm])
-    axes.axhline(target, color="#555555", linestyle="--", linewidth=1)
+    axes.axhline(arrived["target"].mean(), color="#555555", linestyle="--", linewidth=1)
     axes.set(xlabel="optimiser steps, pretraining counted", ylabel="Dice, held-out patients")
-    axes.set_title("CRIS, P1, all patients: Dice while training")
+    axes.set_title(textwrap.fill(curves_title(arrived), 75))
     axes.legend(loc="lower right", fontsize=9)
     return figure
 

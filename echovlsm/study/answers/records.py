@@ -346,7 +346,8 @@ def convergence(records: Records) -> pd.DataFrame:
             row |= {"strategy": STRATEGIES[arm], "target": target, "real": real, "alone": alone}
             whole = alone + before["steps"]
             rows.append(row | {"whole": whole, "faster_alone": real / alone, "faster_whole": real / whole})
-    return pd.DataFrame(rows)
+    names = "model prompt seed strategy target real alone whole faster_alone faster_whole"
+    return pd.DataFrame(rows, columns=names.split())
 
 
 # -- the recipe -----------------------------------------------------------------------------------------

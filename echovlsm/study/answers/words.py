@@ -25,7 +25,7 @@ from echovlsm.study.answers.records import (
     table_gains,
     worth_of_words,
 )
-from echovlsm.study.differences import NO_DIFFERENCE, ONE_SEED, UNEQUAL
+from echovlsm.study.differences import FINDINGS, NO_DIFFERENCE, ONE_SEED, UNEQUAL
 from echovlsm.study.plan import ALL, NOTHING
 
 NAMES: dict[str, str] = {
@@ -50,8 +50,9 @@ WORDS: dict[str, str] = {
 
 
 def points(value: float) -> str:
-    """A difference of Dice in points, with its sign."""
-    return f"{100 * value:+.1f}"
+    """A difference of Dice in points, with its sign; a zero has none."""
+    told = f"{100 * value:+.1f}"
+    return told if told.strip("+-") != "0.0" else "0.0"
 
 
 def readable(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
@@ -86,11 +87,11 @@ def readable_steps(table: pd.DataFrame) -> pd.DataFrame:
                 "prompt": prompt,
                 "strategy": strategy,
                 "seeds": len(part),
-                "steps of real": real,
-                "steps without pretraining's": alone,
-                "steps with them": whole,
-                "sooner without": sooner,
-                "with them": sooner_whole,
+                "real": real,
+                "finetuning": alone,
+                "in all": whole,
+                "sooner, finetuning": sooner,
+                "sooner, in all": sooner_whole,
             }
         )
     return pd.DataFrame(rows)
@@ -138,6 +139,16 @@ def budget_title(gains: pd.DataFrame) -> str:
         return "Phantoms first: no gain shown at equal compute"
     seeds = _span(rows[rows["verdict"] == "higher"]["seeds"])
     return f"Phantoms first help with {', '.join(map(str, higher))} annotated patients ({seeds} seeds)"
+
+
+def gains_title(gains: pd.DataFrame) -> str:
+    """What the figure of the gains shows, as its title."""
+    found = gains[gains["verdict"].isin(FINDINGS)]
+    if found.empty:
+        return "Gain over as many steps on real images alone: no finding yet"
+    row = found.loc[found["gain"].idxmax()]
+    told = f"{points(row['gain'])} points with {row['patients']} patients, {NAMES[row['arm']]}"
+    return f"Largest gain at equal steps: {told} (hollow: no finding)"
 
 
 def doubling_title(records: Records) -> str:
@@ -199,18 +210,28 @@ def progress(records: Records) -> str:
 
 
 def left_out(records: Records) -> str:
-    """What is missing, in sentences with the command that makes it; empty where nothing is."""
-    if not records.missing:
-        return ""
-    planned = [run.part for run in records.plan]
-    missing = [run.part for run in records.missing]
-    told = ", ".join(
-        f"`{part}` lacks {missing.count(part)} of {planned.count(part)}" for part in dict.fromkeys(missing)
-    )
-    return (
-        f"{progress(records)}. By part: {told}. What is missing is shown as no result; "
-        "`echovlsm study --cohort /path/to/CAMUS_public` goes on with it."
-    )
+    """What is missing, with the command that makes it, and which devices made what is there."""
+    told = f"{progress(records)}."
+    if records.missing:
+        planned = [run.part for run in records.plan]
+        missing = [run.part for run in records.missing]
+        parts = (
+            f"`{part}` lacks {missing.count(part)} of {planned.count(part)}"
+            for part in dict.fromkeys(missing)
+        )
+        told += (
+            f" By part: {', '.join(parts)}. What is missing is shown as no result; "
+            "`echovlsm study --cohort /path/to/CAMUS_public` goes on with it."
+        )
+    devices = Counter(str(record["device"]) for record in records.found.values()).most_common()
+    if devices:
+        told += f" By device: {', '.join(f'{count} on {device}' for device, count in devices)}."
+    if len(devices) > 1:
+        told += (
+            " Patients, their order and the augmentation are the same on each; rounding is not, so that a "
+            "run made anew on another device ends a little higher or lower."
+        )
+    return told
 
 
 def _by_verdict(rows: pd.DataFrame) -> str:
@@ -286,14 +307,26 @@ def convergence_sentence(records: Records) -> str:
         if part["seed"].nunique() > 1:
             alone, whole = part["faster_alone"].median(), part["faster_whole"].median()
             told.append(
-                f"{figures.MODEL_NAMES[model]}, `{strategy}`: {alone:.2f} × without, {whole:.2f} × with them"
+                f"{figures.MODEL_NAMES[model]}, `{strategy}`, {alone:.2f} times by the steps of finetuning, "
+                f"{whole:.2f} times by all of its steps"
             )
     if not told:
         return ""
     return (
-        "Steps to `real`'s final Dice less a point, pretraining's steps not counted and counted (median over "
-        f"prompts and seeds; 0: not reached): {'; '.join(told)}."
+        "How much sooner than `real` a pretrained model reaches the final Dice of `real` less a point "
+        f"(median over prompts and seeds; 0: never): {'; '.join(told)}."
     )
+
+
+def curves_title(arrived: pd.DataFrame) -> str:
+    """Rows of `convergence`, of one model and prompt, as a figure's title."""
+
+    def steps(counts: pd.Series) -> str:
+        return "never" if math.isinf(counts.median()) else f"{counts.median():,.0f}"
+
+    told = [f"`real` {steps(arrived['real'])}"]
+    told += [f"`{name}` {steps(part['whole'])}" for name, part in arrived.groupby("strategy", sort=False)]
+    return f"Steps to the dashed line, pretraining counted: {', '.join(told)}".replace("`", "")
 
 
 def words_sentence(records: Records) -> str:
@@ -340,6 +373,8 @@ def headline(records: Records) -> str:
 
 
 def what_we_saw(records: Records) -> list[str]:
-    """The headline, and the findings that it does not hold already."""
-    head = headline(records)
-    return [head, *(sentence for sentence in findings(records) if sentence[1:] not in head)]
+    """The headline, and the findings but that on phantoms first, which it tells."""
+    told = [
+        sentence for sentence in findings(records) if f"Pretraining on {WORDS['phantom']}" not in sentence
+    ]
+    return [headline(records), *told]
