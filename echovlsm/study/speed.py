@@ -47,7 +47,7 @@ def read_results(folder: str | Path) -> tuple[dict[str, pd.DataFrame], dict[str,
 
 
 def how_measured(about: Mapping[str, Any]) -> str:
-    """Markdown: device, versions, commits, whether others were busy, and that no GPU was there if so."""
+    """Markdown: device, versions, commits, and whether others were busy."""
     machine, entries = about["machine"], about["entries"]
     cores = f"{machine['threads']} of {machine['cores']} cores, {machine['instructions']}"
     versions = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "transformers", "monai"))
@@ -56,12 +56,7 @@ def how_measured(about: Mapping[str, Any]) -> str:
     commits = ", ".join(dict.fromkeys(f"`{entry['commit']}`" for entry in entries.values()))
     minutes = sum(entry["seconds"] for entry in entries.values()) / 60
     told = f"Measured on {when} on {machine['device']} ({cores}) with {versions}; commit {commits}; "
-    told += f"{minutes:.0f} minutes in all.\n\n"
-    told += (
-        f"GPU: {machine['gpu']}."
-        if machine["gpu"]
-        else ("**No GPU was measured.** What the whole study costs on one cannot be told from this page.")
-    )
+    told += f"{minutes:.0f} minutes in all."
     busy = [f"{name} {one['busy_elsewhere']:.0%}" for name, one in entries.items() if disturbed(one)]
     if busy:
         told += (
@@ -69,6 +64,67 @@ def how_measured(about: Mapping[str, Any]) -> str:
         )
         told += "the times, but hardly the ratios."
     return told
+
+
+def read_gpu(folder: str | Path) -> tuple[dict[str, pd.DataFrame], str]:
+    """The tables of ``python -m benchmarks.gpu`` by name, and the GPU's name; nothing where there is none."""
+    found = sorted(paths.resolve(folder).glob("*/about.yaml"))
+    if not found:
+        return {}, ""
+    tables = {file.stem: pd.read_csv(file) for file in sorted(found[-1].parent.glob("*.csv"))}
+    return tables, yaml.safe_load(found[-1].read_text())["machine"]["gpu"]
+
+
+def gpu_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Triplets a second of the package's way and the plain one, each at its fastest batch; one row a case.
+
+    Returns
+    -------
+    DataFrame
+        `model, encoders, precision, ours, ours_batch, plain, plain_batch, ratio`.
+    """
+    rows = []
+    fits = steps[steps["fits"].astype(bool)]
+    for (model, encoders, precision), part in fits.groupby(["model", "encoders", "precision"], sort=False):
+        if not {"ours", "plain"} <= set(part["way"]):
+            continue
+        row: dict[str, Any] = {"model": model, "encoders": encoders, "precision": precision}
+        for way in ("ours", "plain"):
+            best = part.loc[part.loc[part["way"] == way, "triplets_a_second"].idxmax()]
+            row |= {way: best["triplets_a_second"], f"{way}_batch": int(best["batch"])}
+        rows.append(row | {"ratio": row["ours"] / row["plain"]})
+    return pd.DataFrame(rows)
+
+
+def gpu_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What the tables of `read_gpu` say of steps, the paper's grid and sampling, a sentence each."""
+    lines = [
+        f"{figures.MODEL_NAMES[row.model]}, encoders {row.encoders}: {row.ours:,.0f} triplets a second with "
+        f"{row.ours_batch} images a batch, {row.ratio:.1f} times the plain loop."
+        for row in (gpu_steps(tables["steps"]).itertuples() if "steps" in tables else ())
+    ]
+    if "hours" in tables:
+        cost = tables["hours"]
+        names = " and ".join(figures.MODEL_NAMES[name] for name in cost["model"].unique())
+        lines += [
+            f"{names} in the paper's grid, without zero-shot and joint cells: {cost['runs'].sum()} runs of "
+            f"{cost['epochs'].max()} epochs, the fewest that its patience of 20 allows, take "
+            f"{cost['hours'].sum():.1f} hours (runs × epochs × images × seconds an image)."
+        ]
+    if "sampling" in tables:
+        best = tables["sampling"].groupby("scheduler")["images_a_second"].max()
+        fast, slow = best["dpm-solver++"], best["ddpm"]
+        lines += [
+            f"The small denoiser draws {fast:.0f} images a second in 20 steps of DPM-Solver++, {slow:.1f} in "
+            f"DDPM's 1000: {fast / slow:.0f} times as many."
+        ]
+    return lines
+
+
+def gpu_waits(waits: pd.DataFrame) -> pd.DataFrame:
+    """How often a round of training waits for the GPU at each place; a column a model, encoders learning."""
+    part = waits[waits["encoders"] == "unfrozen"]
+    return part.pivot_table(index="place", columns="model", values="a_round", sort=False)
 
 
 def disturbed(entry: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@
 
 - the losses of a round, once, when the round is over: history and progress bar show them;
 - loss and Dice of a look, once, for the same reason;
+- the model on its way to the GPU, once a training;
 - a checkpoint, which is on disk before training goes on; the best weights too;
 - `predict`, once a batch: answers are compared on the processor, and those of a cohort need not fit the GPU;
 - kept features of a cohort too large for the GPU (`FREE_SHARE`), once a batch: they are read from disk;

@@ -48,16 +48,17 @@ def test_both_ways_of_every_pair_give_the_same(name: str) -> None:
 def test_a_gpus_parts_work_at_toy_size_and_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = ["--toy", "--out", str(tmp_path), "--only"]
+    folder = tmp_path / "card"
+    call = ["--toy", "--out", str(folder), "--only"]
     assert gpu.main([*call, "steps", "--minutes", "0"]) == 1, "no time: the first case only"
-    one = pd.read_csv(tmp_path / "steps.csv")
+    one = pd.read_csv(folder / "steps.csv")
     assert gpu.main([*call, "waits", "steps", "sampling", "hours"]) == 0
     steps, waits, sampling, hours = (
-        pd.read_csv(tmp_path / f"{part}.csv") for part in ("steps", "waits", "sampling", "hours")
+        pd.read_csv(folder / f"{part}.csv") for part in ("steps", "waits", "sampling", "hours")
     )
     assert set(one["way"]) == {"ours", "plain"}
     pd.testing.assert_frame_equal(steps[: len(one)], one)
-    known = steps[["model", "encoders", "precision"]].drop_duplicates()
+    known = steps[["model", "encoders", "precision", "compiled"]].drop_duplicates()
     assert len(known) == len(list(gpu.cases("steps", gpu.Setting(toy=True))))
     assert set(steps["way"]) == {"ours", "plain", "compiled"}
     assert steps["seconds"].gt(0).all()
@@ -69,9 +70,21 @@ def test_a_gpus_parts_work_at_toy_size_and_go_on(
     row = hours.iloc[0]
     wanted = row["runs"] * 21 * row["images"] * least[row["model"], row["encoders"]] / 3600
     assert row["hours"] == pytest.approx(wanted, rel=1e-4)
+    (folder / "hours.csv").unlink()
+    assert gpu.main(["--only", "hours", "--out", str(folder)]) == 0, "reckoned from a record, wherever it is"
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "hours.csv"), hours)
     capsys.readouterr()
     assert gpu.main([*call, "steps", "sampling"]) == 0
     assert "seconds" not in capsys.readouterr().out, "all is on record"
+    tables, _ = speed.read_gpu(tmp_path)
+    shown = speed.gpu_steps(tables["steps"])
+    assert (shown["ratio"] == shown["ours"] / shown["plain"]).all()
+    assert len(shown) == len(steps[["model", "encoders", "precision"]].drop_duplicates())
+    lines = speed.gpu_lines(tables)
+    assert len(lines) == len(shown) + 2
+    assert f"{hours['hours'].sum():.1f} hours" in lines[-2]
+    assert list(speed.gpu_waits(tables["waits"])) == ["clipseg"]
+    assert speed.read_gpu(folder) == ({}, ""), "no folder of a card lies there"
     monkeypatch.setattr(record, "about_machine", lambda threads: {"gpu": "another"})
     with pytest.raises(SystemExit, match="another machine"):
         gpu.main([*call, "steps"])
@@ -200,7 +213,6 @@ def test_an_entry_replaces_its_own_rows_only(tmp_path: Path) -> None:
     record.write(tmp_path, {"b": _found("b", 2.5)}, {"b": told}, other)
     tables, about = speed.read_results(tmp_path)
     assert list(tables["pairs"]["entry"]) == ["b"], "times of two machines do not stand side by side"
-    assert "No GPU was measured" in speed.how_measured(about) or about["machine"]["gpu"]
     assert "Provisional" not in speed.how_measured(about)
 
 
