@@ -197,6 +197,20 @@ def test_sentences_name_gains_with_their_intervals(whole: answers.Records) -> No
     assert len(words.findings(whole)) >= 7
 
 
+@pytest.mark.parametrize(
+    ("looks", "lead"),
+    [([0.8] * 4, "What"), ([0.1, 0.2, 0.3, 0.8], "Pretraining saves"), ([0.1] * 4, "What")],
+)
+def test_the_lead_on_convergence_is_one_that_the_medians_bear(
+    looks: list[float], lead: str, tmp_path: Path
+) -> None:
+    """`real` arrives at the last of its 8 looks; a pretrained run at the 5th, the last or never."""
+    runs = [run for run in study() if run.part == "table" and run.model == "cris" and run.prompt == "P1"]
+    runs += [run for run in study() if run.part == "budget" and run.patients == ALL]
+    curve = {"nothing": [0.1, 0.2, 0.3, 0.8], "diffusion": looks, "phantom": looks}
+    assert words.convergence_sentence(write(tmp_path, runs, curve)).startswith(lead)
+
+
 def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
     empty = answers.Records(tmp_path)
     assert words.findings(empty) == []

@@ -46,6 +46,15 @@ WORDS: dict[str, str] = {
 """What the first cycle of an arm learned from, in a sentence."""
 
 
+TAUGHT: dict[str, str] = {
+    "synthetic": "diffusion images alone",
+    "synth-PT:real-FT": NAMES["diffusion"],
+    "phantom-PT:real-FT": NAMES["phantom"],
+    "joint": "real and diffusion images mixed",
+}
+"""Strategies of the paper's table in words."""
+
+
 # -- tables and titles for a page ------------------------------------------------------------------------
 
 
@@ -149,6 +158,17 @@ def gains_title(gains: pd.DataFrame) -> str:
     row = found.loc[found["gain"].idxmax()]
     told = f"{points(row['gain'])} points with {row['patients']} patients, {NAMES[row['arm']]}"
     return f"Largest gain at equal steps: {told} (hollow: no finding)"
+
+
+def curves_title(arrived: pd.DataFrame) -> str:
+    """Rows of `convergence`, of one model and prompt, as a figure's title."""
+
+    def steps(counts: pd.Series) -> str:
+        return "never" if math.isinf(counts.median()) else f"{counts.median():,.0f}"
+
+    told = [f"real {steps(arrived['real'])}"]
+    told += [f"{name} {steps(part['whole'])}" for name, part in arrived.groupby("strategy", sort=False)]
+    return f"Steps to the dashed line, pretraining counted: {', '.join(told)}"
 
 
 def doubling_title(records: Records) -> str:
@@ -292,41 +312,33 @@ def table_sentences(records: Records) -> list[str]:
     told: dict[str, list[str]] = {}
     for row in _several(table_gains(records)).itertuples():
         if row.prompt == "P1":
-            told.setdefault(row.model, []).append(f"`{row.strategy}` {gain(row)}, {row.verdict}")
+            told.setdefault(row.model, []).append(f"{TAUGHT[row.strategy]} {gain(row)}, {row.verdict}")
     return [
-        f"{figures.MODEL_NAMES[model]}, all annotated patients, P1, against `real`: {'; '.join(parts)}."
+        f"{figures.MODEL_NAMES[model]} at P1 with all annotated patients, against real images alone: "
+        f"{'; '.join(parts)}."
         for model, parts in told.items()
     ]
 
 
 def convergence_sentence(records: Records) -> str:
-    """How much sooner a pretrained model arrives, with and without its pretraining's steps."""
+    """How much sooner a pretrained model arrives, by the steps of finetuning and by all."""
     table = convergence(records)
-    told = []
-    for (model, strategy), part in table.groupby(["model", "strategy"], sort=False) if len(table) else ():
-        if part["seed"].nunique() > 1:
-            alone, whole = part["faster_alone"].median(), part["faster_whole"].median()
-            told.append(
-                f"{figures.MODEL_NAMES[model]}, `{strategy}`, {alone:.2f} times by the steps of finetuning, "
-                f"{whole:.2f} times by all of its steps"
-            )
-    if not told:
+    seeds = table.groupby(["model", "strategy"])["seed"].transform("nunique")
+    several = table[seeds > 1].groupby(["model", "strategy"], sort=False)
+    rows = several[["faster_alone", "faster_whole"]].median()
+    if rows.empty:
         return ""
-    return (
-        "How much sooner than `real` a pretrained model reaches the final Dice of `real` less a point "
-        f"(median over prompts and seeds; 0: never): {'; '.join(told)}."
+    lead = "What pretraining saves of the steps"
+    if rows["faster_alone"].min() > 1 and rows["faster_whole"].max() <= 1:
+        lead = "Pretraining saves steps of finetuning but none in all"
+    told = "; ".join(
+        f"{figures.MODEL_NAMES[model]}, {TAUGHT[strategy]}, {row.faster_alone:.2f} and {row.faster_whole:.2f}"
+        for (model, strategy), row in rows.iterrows()
     )
-
-
-def curves_title(arrived: pd.DataFrame) -> str:
-    """Rows of `convergence`, of one model and prompt, as a figure's title."""
-
-    def steps(counts: pd.Series) -> str:
-        return "never" if math.isinf(counts.median()) else f"{counts.median():,.0f}"
-
-    told = [f"`real` {steps(arrived['real'])}"]
-    told += [f"`{name}` {steps(part['whole'])}" for name, part in arrived.groupby("strategy", sort=False)]
-    return f"Steps to the dashed line, pretraining counted: {', '.join(told)}".replace("`", "")
+    return (
+        f"{lead}. Times sooner than real images alone at their final Dice less a point, by the steps of "
+        f"finetuning and by all steps (median over prompts and seeds; 0: never): {told}."
+    )
 
 
 def words_sentence(records: Records) -> str:
