@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -286,3 +287,23 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
             steps = f"{shown['real'].median():,.0f}"
             assert f"real {steps}, " in title.replace("\n", " "), title
     plt.close("all")
+
+
+def test_the_main_run_stands_beside_the_reference_that_took_as_many_steps(tmp_path: Path) -> None:
+    known = {"prompt": "P1", "strategy": "real", "seed": 42, "view": "2CH", "phase": "ED"}
+    rng = np.random.default_rng(0)
+    for model, mean in (("cris", 0.90), ("unet", 0.92)):
+        rows = [
+            {**known, "model": model, "patient": f"p{number}", "structure": name, "dice": dice}
+            for number in range(8)
+            for name, dice in zip(NAMES, mean + rng.normal(0, 0.002, len(NAMES)), strict=True)
+        ]
+        folder = tmp_path / f"{model}-P1-real-unfrozen-seed42"
+        folder.mkdir()
+        pd.DataFrame(rows).to_parquet(folder / "scores.parquet")
+        told = answers.main_sentence(tmp_path, "cris-P1-real-unfrozen-seed42")
+        assert ("which reads no words" in told) == (model == "unet"), told
+    assert "mean Dice 0.900" in told
+    assert re.search(r"0\.92\d, a difference of -2\.\d points \(-2\.", told), told
+    (tmp_path / "unet-P1-real-unfrozen-seed42").rename(tmp_path / "unet-P1-real-unfrozen-seed7")
+    assert "U-Net" not in answers.main_sentence(tmp_path, "cris-P1-real-unfrozen-seed42"), "another training"

@@ -11,11 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from echovlsm import STRUCTURES
-from echovlsm.base import files, paths
+from echovlsm.base import figures, files, paths
 from echovlsm.evaluation import statistics
 
 PAIRS: dict[str, str] = {"edv_ml": "EDV (ml)", "esv_ml": "ESV (ml)", "ef_percent": "EF (percentage points)"}
 """Clinical ends that are compared, in words."""
+
+REFERENCE = "unet"
+"""The model without words."""
 
 OBSERVER = "one cardiologist, twice"
 
@@ -46,6 +49,29 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no recorded result; book/how_to_run.md says how it is made")
     return files.read_yaml(file, ValueError, "restore it, or make the result again (book/how_to_run.md)")
+
+
+def main_sentence(folder: str | Path, name: str) -> str:
+    """Mean Dice of the recorded run `name` in `folder`, and of the reference trained alike, if there."""
+    folder = paths.resolve(folder)
+
+    def scores(run: Path) -> pd.DataFrame:
+        table = pd.read_parquet(run / "scores.parquet")
+        return table[table["structure"].isin(STRUCTURES.values())]
+
+    ours = scores(folder / name)
+    row = statistics.summary(ours.assign(all="all"), ("all",)).iloc[0]
+    told = f"Main run ({figures.MODEL_NAMES[ours['model'].iloc[0]]}), validation patients: mean Dice "
+    told += f"{row['mean']:.3f} (95 % over patients {row['low']:.3f} to {row['high']:.3f})"
+    for beside in sorted(folder.glob(f"{REFERENCE}-*{name.split('-', 1)[1]}")):
+        both = pd.concat([ours, scores(beside)], ignore_index=True)
+        gap = statistics.compare(
+            both, str(ours["model"].iloc[0]), REFERENCE, ("prompt",), column="model"
+        ).iloc[0]
+        told += f"; {figures.MODEL_NAMES[REFERENCE]}, which reads no words, after as many steps: "
+        told += f"{gap['mean_b']:.3f}, a difference of {100 * gap['difference']:+.1f} points "
+        told += f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}; one training each)"
+    return f"{told}."
 
 
 def rehearsals(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
