@@ -239,6 +239,10 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
     assert float(shown.loc[("CRIS", "real"), "P1"]) == pytest.approx(82, abs=3)
     empty = words.paper_shape(answers.table_cells(answers.Records(tmp_path)))
     assert set(empty.loc[("CLIPSeg", "real")]) == {"–"}
+    frozen = words.paper_shape(answers.table_cells(whole, "frozen"))
+    assert list(frozen) == ["P1"]
+    assert set(frozen.index.get_level_values("model")) == {"CLIPSeg", "CRIS"}
+    assert set(words.paper_shape(answers.table_cells(answers.Records(tmp_path), "frozen"))["P1"]) == {"–"}
     gains = words.readable(answers.budget_gains(whole), ["arm", "patients"])
     assert gains["gain"].str.fullmatch(r"[+-]\d+\.\d|0\.0").all()
     assert [words.points(value) for value in (0.012, -0.0003, -0.001)] == ["+1.2", "0.0", "-0.1"]

@@ -227,8 +227,8 @@ def _whole(arm: str) -> dict[str, Any]:
     return {"arm": arm} | ({"patients": ALL} if arm in LEARNS_FROM_REAL else {})
 
 
-def table_cells(records: Records) -> pd.DataFrame:
-    """Mean Dice of every cell of the table that is planned, encoders unfrozen.
+def table_cells(records: Records, encoders: str = "unfrozen") -> pd.DataFrame:
+    """Mean Dice of every cell of the table that is planned with `encoders`.
 
     Returns
     -------
@@ -238,12 +238,12 @@ def table_cells(records: Records) -> pd.DataFrame:
     planned = Counter(
         (run.model, run.arm, run.prompt)
         for run in records.plan
-        if run.arm in STRATEGIES and run.encoders == "unfrozen" and not run.choice
+        if run.arm in STRATEGIES and run.encoders == encoders and not run.choice
         if run.patients == ALL or run.arm not in LEARNS_FROM_REAL
     )
     rows = []
     for (model, arm, prompt), count in planned.items():
-        values = records.matrix(model=model, prompt=prompt, encoders="unfrozen", **_whole(arm))
+        values = records.matrix(model=model, prompt=prompt, encoders=encoders, **_whole(arm))
         row = {"model": model, "strategy": STRATEGIES[arm], "prompt": _prompt_name(prompt)}
         row["dice"] = float(values.to_numpy().mean()) if len(values) else math.nan
         rows.append(row | {"seeds": len(values), "planned": count})
