@@ -282,7 +282,8 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
         assert len(alone.axes) == 1
         title = answers.plot_gains(gains).axes[0].get_title()
         assert ("+2.0 points with" in title) == (records is whole), title
-        answers.plot_worth(answers.patients_saved(records))
+        title = answers.plot_worth(answers.patients_saved(records)).axes[0].get_title()
+        assert title.startswith("5 patients with phantoms first" if records is whole else "On the line")
         answers.plot_doubling(records, answers.doubling(records))
         arrived = answers.convergence(records)
         if len(arrived):

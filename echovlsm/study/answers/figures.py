@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from echovlsm.base import figures
 from echovlsm.study.answers.recorded import OBSERVER, YARDSTICK
 from echovlsm.study.answers.records import STRATEGIES, Records
-from echovlsm.study.answers.words import NAMES, budget_title, curves_title, doubling_title, gains_title
+from echovlsm.study.answers.words import (
+    NAMES,
+    budget_title,
+    curves_title,
+    doubling_title,
+    gains_title,
+    worth_title,
+)
 from echovlsm.study.differences import FINDINGS
 from echovlsm.study.plan import ALL, NOTHING
 
@@ -129,7 +136,7 @@ def plot_worth(saved: pd.DataFrame) -> Figure:
     axes.set_yticks([*ticks, top], [*(str(size) for size in ticks), f"> {ALL}"])
     axes.minorticks_off()
     axes.set_ylabel("patients without synthetic images\nthat give the same Dice")
-    axes.set_title("On the line, synthetic images are worth no patient")
+    axes.set_title(textwrap.fill(worth_title(saved), 60))
     axes.legend(loc="lower right", fontsize=9)
     return figure
 

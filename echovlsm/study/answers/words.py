@@ -171,6 +171,17 @@ def curves_title(arrived: pd.DataFrame) -> str:
     return f"Steps to the dashed line, pretraining counted: {', '.join(told)}"
 
 
+def worth_title(saved: pd.DataFrame) -> str:
+    """What the figure of patients saved shows, as its title."""
+    rows = _several(saved)
+    rows = rows[rows["arm"] == "phantom"] if len(rows) else rows
+    row = rows.loc[(rows["worth"] / rows["patients"]).idxmax()] if len(rows) else None
+    if row is None or row["low"] <= row["patients"]:
+        return "On the line, synthetic images are worth no patient"
+    told = f"{row['patients']} patients with phantoms first are worth {_patients(row['worth'])} without"
+    return f"{told} (on the grey line: no patient saved)"
+
+
 def doubling_title(records: Records) -> str:
     """What twice the steps of the recipe add, as a figure's title."""
     table, recipe = doubling(records), records.recipe
@@ -292,15 +303,16 @@ def _span(numbers: Iterable[int]) -> str:
     return f"{least}" if least == most else f"{least} to {most}"
 
 
+def _patients(count: float) -> str:
+    return f"more than {ALL}" if math.isinf(count) else f"{count:.0f}"
+
+
 def saved_sentence(records: Records) -> str:
     """What pretraining on phantoms is worth in annotated patients; empty until the curve is whole."""
 
-    def patients(count: float) -> str:
-        return f"more than {ALL}" if math.isinf(count) else f"{count:.0f}"
-
     told = [
-        f"{row.patients} patients with phantoms give what {patients(row.worth)} give without "
-        f"({patients(row.low)} to {patients(row.high)})"
+        f"{row.patients} patients with phantoms give what {_patients(row.worth)} give without "
+        f"({_patients(row.low)} to {_patients(row.high)})"
         for row in _several(patients_saved(records)).itertuples()
         if row.arm == "phantom" and row.patients < ALL
     ]
