@@ -22,7 +22,7 @@ from book.tools.freshness import BookError, PageFacts
 from echovlsm import STRUCTURES
 from echovlsm.prompts.templates import make_prompt
 from echovlsm.study import answers
-from echovlsm.study.answers import words
+from echovlsm.study.answers import figures
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -111,7 +111,7 @@ def test_the_first_page_draws_the_budget_that_is_on_record(tmp_path: Path) -> No
     points = answers.budget_points(answers.Records(ROOT / book_tables.STUDY))
     single = (points["seeds"] == 1).sum()
     assert (f"one training, which is no finding ({single} of {len(points)} points)" in told) == (single > 0)
-    title = words.budget_title(answers.budget_gains(answers.Records(ROOT / book_tables.STUDY)))
+    title = figures.budget_title(answers.budget_gains(answers.Records(ROOT / book_tables.STUDY)))
     assert f":alt: {title}" in told, "the title is what was found"
     assert re.search(r"\d+ of the study's \d+ runs are on record", told)
     assert "cohort: camus (real)" in told

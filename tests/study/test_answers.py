@@ -15,8 +15,8 @@ import pytest
 
 from echovlsm import STRUCTURES
 from echovlsm.study import answers, differences
+from echovlsm.study.answers import figures, words
 from echovlsm.study.answers import records as answers_records
-from echovlsm.study.answers import words
 from echovlsm.study.plan import (
     ALL,
     HELD_OUT,
@@ -248,16 +248,18 @@ def test_tables_for_a_page_have_words_and_no_nan(whole: answers.Records, tmp_pat
     assert [words.points(value) for value in (0.012, -0.0003, -0.001)] == ["+1.2", "0.0", "-0.1"]
     steps = words.readable_steps(answers.convergence(whole))
     assert not steps.isna().any().any()
-    assert words.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients (5 seeds)")
-    assert words.doubling_title(whole).startswith("Twice the steps add")
+    assert figures.budget_title(answers.budget_gains(whole)).endswith("5, 25 annotated patients (5 seeds)")
+    assert figures.doubling_title(whole).startswith("Twice the steps add")
 
 
 def test_the_trial_of_a_larger_image_is_told_if_it_is_there(whole: answers.Records, tmp_path: Path) -> None:
-    told = words.size_sentence(whole)
+    told = words.recipe_sentences(whole)
     assert "96 pixels a side 2,400 steps" in told
     assert "2.25 times the cost" in told
-    small = [run for run in study() if run.recipe.image_size == 64]
-    assert words.size_sentence(write(tmp_path / "small", small)) == ""
+    assert "CLIPSeg has a learning rate of its own" in told
+    assert re.search(r"0\.\d{3} with 0\.002, 0\.\d{3} with 0\.001", told), told
+    small = [run for run in study() if run.recipe.image_size == 64 and run.part != "rates"]
+    assert words.recipe_sentences(write(tmp_path / "small", small)) == ""
 
 
 def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
     trials = [run for run in study() if run.part in ("recipe", "doubling")]
     phantom = [r for r in study() if r.part == "budget" and r.seed == 0 and r.arm == "phantom"]
     for name, runs in (("trials", trials), ("phantom", [*trials, *phantom])):
-        title = words.doubling_title(write(tmp_path / name, runs))
+        title = figures.doubling_title(write(tmp_path / name, runs))
         assert title.startswith("Trials of one seed each"), title
 
 
@@ -277,7 +279,7 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
         figure = answers.plot_budget(answers.budget_points(records), gains, cavity)
         assert figure.axes[0].get_legend_handles_labels()[1]
         said = figure.axes[0].get_title(loc="left") + figure.axes[0].get_title()
-        assert said.replace("\n", " ") == words.budget_title(gains)
+        assert said.replace("\n", " ") == figures.budget_title(gains)
         alone = answers.plot_budget(answers.budget_points(records), gains)
         assert len(alone.axes) == 1
         title = answers.plot_gains(gains).axes[0].get_title()

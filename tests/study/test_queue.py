@@ -23,6 +23,7 @@ from echovlsm.study.plan import (
     HELD_OUT,
     NOTHING,
     PHANTOM,
+    RATES,
     SDM,
     VALIDATION,
     WITHOUT,
@@ -206,8 +207,11 @@ def test_the_plan_shares_pretraining_and_names_no_run_twice() -> None:
     runs = study()
     assert len({run.name for run in runs}) == len(runs)
     parts = list(dict.fromkeys(run.part for run in runs))
-    assert parts == ["recipe", "doubling", "budget", "table", "prompts", "frozen", "ablation"]
+    assert parts == ["recipe", "doubling", "rates", "budget", "table", "prompts", "frozen", "ablation"]
     assert len(blocks(runs)) > 15
+    assert {(run.model, run.recipe.rate) for run in runs if not run.choice} == {
+        *(("cris", Recipe().rate), ("unet", Recipe().rate), ("clipseg", RATES["clipseg"]))
+    }
     final = [run for run in runs if not run.choice and run.cycles]
     assert {run.steps for run in final} == {4800}
     budget = pd.DataFrame([vars(run) for run in runs if run.part == "budget"])

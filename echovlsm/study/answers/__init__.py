@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "words": [
             *("headline", "learning_curves", "left_out", "paper_shape", "readable", "what_we_saw"),
-            *("readable_steps", "size_sentence"),
+            *("readable_steps", "recipe_sentences"),
         ],
         "figures": ["plot_budget", "plot_curves", "plot_doubling", "plot_gains", "plot_worth"],
         "recorded": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 
@@ -13,15 +14,8 @@ from matplotlib.figure import Figure
 
 from echovlsm.base import figures
 from echovlsm.study.answers.recorded import OBSERVER, YARDSTICK
-from echovlsm.study.answers.records import STRATEGIES, Records
-from echovlsm.study.answers.words import (
-    NAMES,
-    budget_title,
-    curves_title,
-    doubling_title,
-    gains_title,
-    worth_title,
-)
+from echovlsm.study.answers.records import STRATEGIES, Records, doubling
+from echovlsm.study.answers.words import NAMES, how_many, points, several, span
 from echovlsm.study.differences import FINDINGS
 from echovlsm.study.plan import ALL, NOTHING
 
@@ -35,6 +29,70 @@ COLOURS: dict[str, str] = {
 """Okabe and Ito's colours; those of the strategies for what is one."""
 
 MARKS: dict[str, str] = dict(zip(COLOURS, "osD^v", strict=True))
+
+
+# -- titles: what a figure shows ---------------------------------------------------------------------------
+
+
+def budget_title(gains: pd.DataFrame) -> str:
+    """What the budget's figure shows, as its title."""
+    rows = gains[gains["arm"] == "phantom"] if len(gains) else gains
+    if rows.empty or rows["seeds"].max() < 2:
+        return "One seed so far: no finding yet"
+    higher = rows[rows["verdict"] == "higher"]["patients"]
+    if higher.empty:
+        return "Phantoms first: no gain shown at equal compute"
+    seeds = span(rows[rows["verdict"] == "higher"]["seeds"])
+    return f"Phantoms first help with {', '.join(map(str, higher))} annotated patients ({seeds} seeds)"
+
+
+def gains_title(gains: pd.DataFrame) -> str:
+    """What the figure of the gains shows, as its title."""
+    found = gains[gains["verdict"].isin(FINDINGS)]
+    if found.empty:
+        return "Gain over as many steps on real images alone: no finding yet"
+    row = found.loc[found["gain"].idxmax()]
+    told = f"{points(row['gain'])} points with {row['patients']} patients, {NAMES[row['arm']]}"
+    return f"Largest gain at equal steps: {told} (hollow: no finding)"
+
+
+def curves_title(arrived: pd.DataFrame) -> str:
+    """Rows of `convergence`, of one model and prompt, as a figure's title."""
+
+    def steps(counts: pd.Series) -> str:
+        return "never" if math.isinf(counts.median()) else f"{counts.median():,.0f}"
+
+    told = [f"real {steps(arrived['real'])}"]
+    told += [f"{name} {steps(part['whole'])}" for name, part in arrived.groupby("strategy", sort=False)]
+    return f"Steps to the dashed line, pretraining counted: {', '.join(told)}"
+
+
+def worth_title(saved: pd.DataFrame) -> str:
+    """What the figure of patients saved shows, as its title."""
+    rows = several(saved)
+    rows = rows[rows["arm"] == "phantom"] if len(rows) else rows
+    row = rows.loc[(rows["worth"] / rows["patients"]).idxmax()] if len(rows) else None
+    if row is None or row["low"] <= row["patients"]:
+        return "On the line, synthetic images are worth no patient"
+    told = f"{row['patients']} patients with phantoms first are worth {how_many(row['worth'])} without"
+    return f"{told} (on the grey line: no patient saved)"
+
+
+def doubling_title(records: Records) -> str:
+    """What twice the steps of the recipe add, as a figure's title."""
+    table, recipe = doubling(records), records.recipe
+    steps = recipe.first + recipe.second
+    usual = table[np.isclose(table["rate"], recipe.rate) & (table["image_size"] == recipe.image_size)]
+    usual = usual[usual["arm"] == NOTHING]
+    wide = usual.pivot_table(index="patients", columns="steps", values="dice")
+    gap = (wide[2 * steps] - wide[steps]).dropna() if {steps, 2 * steps} <= set(wide) else ()
+    if not len(gap):
+        return "Trials of one seed each; the recipe's own steps are not among them yet"
+    told = ", ".join(f"{points(value)} at {size}" for size, value in gap.items())
+    return f"Twice the steps add {told} patients (points; one seed)"
+
+
+# -- figures --------------------------------------------------------------------------------------------
 
 
 def _arms(table: pd.DataFrame) -> list[str]:

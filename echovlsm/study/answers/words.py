@@ -25,8 +25,8 @@ from echovlsm.study.answers.records import (
     table_gains,
     worth_of_words,
 )
-from echovlsm.study.differences import FINDINGS, NO_DIFFERENCE, ONE_SEED, UNEQUAL
-from echovlsm.study.plan import ALL, NOTHING
+from echovlsm.study.differences import NO_DIFFERENCE, ONE_SEED, UNEQUAL
+from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, RATES
 
 NAMES: dict[str, str] = {
     "nothing": "no synthetic images",
@@ -138,65 +138,7 @@ def learning_curves(records: Records) -> dict[str, pd.DataFrame]:
     return {arm: pd.concat(tables, ignore_index=True) for arm, tables in found.items()}
 
 
-def budget_title(gains: pd.DataFrame) -> str:
-    """What the budget's figure shows, as its title."""
-    rows = gains[gains["arm"] == "phantom"] if len(gains) else gains
-    if rows.empty or rows["seeds"].max() < 2:
-        return "One seed so far: no finding yet"
-    higher = rows[rows["verdict"] == "higher"]["patients"]
-    if higher.empty:
-        return "Phantoms first: no gain shown at equal compute"
-    seeds = _span(rows[rows["verdict"] == "higher"]["seeds"])
-    return f"Phantoms first help with {', '.join(map(str, higher))} annotated patients ({seeds} seeds)"
-
-
-def gains_title(gains: pd.DataFrame) -> str:
-    """What the figure of the gains shows, as its title."""
-    found = gains[gains["verdict"].isin(FINDINGS)]
-    if found.empty:
-        return "Gain over as many steps on real images alone: no finding yet"
-    row = found.loc[found["gain"].idxmax()]
-    told = f"{points(row['gain'])} points with {row['patients']} patients, {NAMES[row['arm']]}"
-    return f"Largest gain at equal steps: {told} (hollow: no finding)"
-
-
-def curves_title(arrived: pd.DataFrame) -> str:
-    """Rows of `convergence`, of one model and prompt, as a figure's title."""
-
-    def steps(counts: pd.Series) -> str:
-        return "never" if math.isinf(counts.median()) else f"{counts.median():,.0f}"
-
-    told = [f"real {steps(arrived['real'])}"]
-    told += [f"{name} {steps(part['whole'])}" for name, part in arrived.groupby("strategy", sort=False)]
-    return f"Steps to the dashed line, pretraining counted: {', '.join(told)}"
-
-
-def worth_title(saved: pd.DataFrame) -> str:
-    """What the figure of patients saved shows, as its title."""
-    rows = _several(saved)
-    rows = rows[rows["arm"] == "phantom"] if len(rows) else rows
-    row = rows.loc[(rows["worth"] / rows["patients"]).idxmax()] if len(rows) else None
-    if row is None or row["low"] <= row["patients"]:
-        return "On the line, synthetic images are worth no patient"
-    told = f"{row['patients']} patients with phantoms first are worth {_patients(row['worth'])} without"
-    return f"{told} (on the grey line: no patient saved)"
-
-
-def doubling_title(records: Records) -> str:
-    """What twice the steps of the recipe add, as a figure's title."""
-    table, recipe = doubling(records), records.recipe
-    steps = recipe.first + recipe.second
-    usual = table[np.isclose(table["rate"], recipe.rate) & (table["image_size"] == recipe.image_size)]
-    usual = usual[usual["arm"] == NOTHING]
-    wide = usual.pivot_table(index="patients", columns="steps", values="dice")
-    gap = (wide[2 * steps] - wide[steps]).dropna() if {steps, 2 * steps} <= set(wide) else ()
-    if not len(gap):
-        return "Trials of one seed each; the recipe's own steps are not among them yet"
-    told = ", ".join(f"{points(value)} at {size}" for size, value in gap.items())
-    return f"Twice the steps add {told} patients (points; one seed)"
-
-
-def size_sentence(records: Records) -> str:
+def _size_sentence(records: Records) -> str:
     """What a larger image gains at half the recipe's steps, and why it is not taken; empty without record."""
     table, recipe = doubling(records), records.recipe
     if table.empty:
@@ -220,6 +162,27 @@ def size_sentence(records: Records) -> str:
     )
 
 
+def _rates_sentence(records: Records) -> str:
+    """The Dice of CLIPSeg at several rates; empty without record."""
+    runs = [run for run in records.plan if run.part == "rates" and run.name in records.found]
+    if not runs:
+        return ""
+    told = ", ".join(
+        f"{float(records.by_patient(run.name, HELD_OUT).mean()):.3f} with {run.recipe.rate:g}" for run in runs
+    )
+    model = runs[0].model
+    return (
+        f"{figures.MODEL_NAMES[model]} has a learning rate of its own, {RATES[model]:g}: after "
+        f"{runs[0].steps:,} steps with all patients its Dice is {told} (one seed). No pretraining was "
+        "compared to choose it."
+    )
+
+
+def recipe_sentences(records: Records) -> str:
+    """What a larger image and other learning rates did: paragraphs, or nothing."""
+    return "\n\n".join(filter(None, (_size_sentence(records), _rates_sentence(records))))
+
+
 # -- sentences ------------------------------------------------------------------------------------------
 
 
@@ -228,7 +191,7 @@ def gain(row: Any) -> str:
     return f"{points(row.gain)} ({points(row.low)} to {points(row.high)})"
 
 
-def _several(table: pd.DataFrame) -> pd.DataFrame:
+def several(table: pd.DataFrame) -> pd.DataFrame:
     """The differences of more than one seed."""
     return table[table["seeds"] > 1] if len(table) else table
 
@@ -281,15 +244,13 @@ def _by_verdict(rows: pd.DataFrame) -> str:
 
 def budget_sentences(records: Records) -> list[str]:
     """What each kind of synthetic images adds at equal compute; an arm of one seed is not told."""
-    gains = _several(budget_gains(records))
+    gains = several(budget_gains(records))
     plan = Counter((run.arm, run.patients) for run in records.plan if run.part == "budget")
     told = []
     for arm, part in gains.groupby("arm", sort=False) if len(gains) else ():
         planned = [plan[arm, patients] for patients in part["patients"]]
         few = (
-            f"; so far {_span(part['seeds'])} of {_span(planned)} seeds"
-            if any(part["seeds"] < planned)
-            else ""
+            f"; so far {span(part['seeds'])} of {span(planned)} seeds" if any(part["seeds"] < planned) else ""
         )
         told.append(
             f"Pretraining on {WORDS[arm]} {_by_verdict(part)} annotated patients "
@@ -298,12 +259,14 @@ def budget_sentences(records: Records) -> list[str]:
     return told
 
 
-def _span(numbers: Iterable[int]) -> str:
+def span(numbers: Iterable[int]) -> str:
+    """The least and the largest number, or the only one."""
     least, most = min(numbers), max(numbers)
     return f"{least}" if least == most else f"{least} to {most}"
 
 
-def _patients(count: float) -> str:
+def how_many(count: float) -> str:
+    """How many patients something is worth."""
     return f"more than {ALL}" if math.isinf(count) else f"{count:.0f}"
 
 
@@ -311,9 +274,9 @@ def saved_sentence(records: Records) -> str:
     """What pretraining on phantoms is worth in annotated patients; empty until the curve is whole."""
 
     told = [
-        f"{row.patients} patients with phantoms give what {_patients(row.worth)} give without "
-        f"({_patients(row.low)} to {_patients(row.high)})"
-        for row in _several(patients_saved(records)).itertuples()
+        f"{row.patients} patients with phantoms give what {how_many(row.worth)} give without "
+        f"({how_many(row.low)} to {how_many(row.high)})"
+        for row in several(patients_saved(records)).itertuples()
         if row.arm == "phantom" and row.patients < ALL
     ]
     return f"In annotated patients: {'; '.join(told)}." if told else ""
@@ -322,7 +285,7 @@ def saved_sentence(records: Records) -> str:
 def table_sentences(records: Records) -> list[str]:
     """Each strategy of the paper's table against `real` at P1, with its interval."""
     told: dict[str, list[str]] = {}
-    for row in _several(table_gains(records)).itertuples():
+    for row in several(table_gains(records)).itertuples():
         if row.prompt == "P1":
             told.setdefault(row.model, []).append(f"{TAUGHT[row.strategy]} {gain(row)}, {row.verdict}")
     return [
