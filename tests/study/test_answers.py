@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from echovlsm import STRUCTURES
 from echovlsm.study import answers, differences
@@ -271,6 +272,12 @@ def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:
         assert title.startswith("Trials of one seed each"), title
 
 
+def said(figure: Figure) -> str:
+    """A figure's title, wherever the style puts it."""
+    axes = figure.axes[0]
+    return (axes.get_title(loc="left") + axes.get_title()).replace("\n", " ")
+
+
 def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Records, tmp_path: Path) -> None:
     few = write(tmp_path / "few", [run for run in study() if run.seed == 0 and run.part == "budget"])
     for records in (whole, few):
@@ -278,21 +285,20 @@ def test_figures_are_drawn_from_whole_and_from_few_records(whole: answers.Record
         gains = answers.budget_gains(records)
         figure = answers.plot_budget(answers.budget_points(records), gains, cavity)
         assert figure.axes[0].get_legend_handles_labels()[1]
-        said = figure.axes[0].get_title(loc="left") + figure.axes[0].get_title()
-        assert said.replace("\n", " ") == figures.budget_title(gains)
+        assert said(figure) == figures.budget_title(gains)
         alone = answers.plot_budget(answers.budget_points(records), gains)
         assert len(alone.axes) == 1
-        title = answers.plot_gains(gains).axes[0].get_title()
+        title = said(answers.plot_gains(gains))
         assert ("+2.0 points with" in title) == (records is whole), title
-        title = answers.plot_worth(answers.patients_saved(records)).axes[0].get_title()
+        title = said(answers.plot_worth(answers.patients_saved(records)))
         assert title.startswith("5 patients with phantoms first" if records is whole else "On the line")
         answers.plot_doubling(records, answers.doubling(records))
         arrived = answers.convergence(records)
         if len(arrived):
             shown = arrived[(arrived["model"] == "cris") & (arrived["prompt"] == "P1")]
-            title = answers.plot_curves(words.learning_curves(records), shown).axes[0].get_title()
+            title = said(answers.plot_curves(words.learning_curves(records), shown))
             steps = f"{shown['real'].median():,.0f}"
-            assert f"real {steps}, " in title.replace("\n", " "), title
+            assert f"real {steps}, " in title, title
     plt.close("all")
 
 
