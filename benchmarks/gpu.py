@@ -7,7 +7,7 @@
 
 `tests` runs the tests that touch devices, precision and resuming. `waits` counts where a training waits for
 the GPU (`echovlsm.training.devices` says why). `steps` times training steps at full size with random weights,
-against the plain loop, at batches that double until memory ends. `sampling` draws images. `hours` multiplies.
+against the plain loop, at batches that grow until memory ends. `sampling` draws images. `hours` multiplies.
 
 Results lie in a folder of the GPU's name, a table a part. A part is a list of cases; one that is on record is
 not measured again, one that was cut off is. Each row has the `run` it was measured in: only numbers of one

@@ -19,16 +19,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "figures": ["plot_budget", "plot_curves", "plot_doubling", "plot_gains", "plot_worth"],
         "recorded": [
-            *(
-                "by_view",
-                "compare_ends",
-                "impossible",
-                "main_sentence",
-                "plot_agreement",
-                "read_record",
-                "rehearsals",
-            ),
-            "yardstick",
+            *("by_view", "compare_ends", "impossible", "main_sentence", "plot_agreement", "read_record"),
+            *("rehearsals", "yardstick"),
         ],
     },
 )

@@ -47,13 +47,15 @@ def budget_title(gains: pd.DataFrame) -> str:
 
 
 def gains_title(gains: pd.DataFrame) -> str:
-    """What the figure of the gains shows, as its title."""
-    found = gains[gains["verdict"].isin(FINDINGS)]
+    """What the figure of the gains shows, as its title: of phantoms, which need no annotation."""
+    found = gains[gains["verdict"].isin(FINDINGS) & (gains["arm"] == "phantom")]
     if found.empty:
-        return "Gain over as many steps on real images alone: no finding yet"
+        return "Gain over as many steps on real images alone: no finding of phantoms yet"
     row = found.loc[found["gain"].idxmax()]
-    told = f"{points(row['gain'])} points with {row['patients']} patients, {NAMES[row['arm']]}"
-    return f"Largest gain at equal steps: {told} (hollow: no finding)"
+    return (
+        f"Phantoms first gain most with {row['patients']} patients: {points(row['gain'])} points "
+        "(hollow: no finding)"
+    )
 
 
 def curves_title(arrived: pd.DataFrame) -> str:
@@ -173,7 +175,7 @@ def plot_gains(gains: pd.DataFrame) -> Figure:
         axes.plot([], [], **style, label=NAMES[arm])
     _size_axis(axes, gains)
     axes.set_ylabel("gain in Dice (points)")
-    axes.set_title(gains_title(gains))
+    axes.set_title(textwrap.fill(gains_title(gains), 75))
     axes.legend(loc="upper right", fontsize=9)
     return figure
 

@@ -26,7 +26,7 @@ from echovlsm.study.answers.records import (
     worth_of_words,
 )
 from echovlsm.study.differences import NO_DIFFERENCE, ONE_SEED, UNEQUAL
-from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, RATES
+from echovlsm.study.plan import ALL, HELD_OUT, NOTHING, RATES, Run
 
 NAMES: dict[str, str] = {
     "nothing": "no synthetic images",
@@ -53,6 +53,10 @@ TAUGHT: dict[str, str] = {
     "joint": "real and diffusion images mixed",
 }
 """Strategies of the paper's table in words."""
+
+
+UNFINISHED = 0.01
+"""Dice that the second half of the steps may add to a model that counts as trained."""
 
 
 # -- tables and titles for a page ------------------------------------------------------------------------
@@ -163,19 +167,47 @@ def _size_sentence(records: Records) -> str:
 
 
 def _rates_sentence(records: Records) -> str:
-    """The Dice of CLIPSeg at several rates; empty without record."""
+    """The Dice of CLIPSeg at several rates, and what its last steps still gained; empty without record."""
     runs = [run for run in records.plan if run.part == "rates" and run.name in records.found]
     if not runs:
         return ""
-    told = ", ".join(
-        f"{float(records.by_patient(run.name, HELD_OUT).mean()):.3f} with {run.recipe.rate:g}" for run in runs
-    )
+    told = ", ".join(f"{_held_out(records, run):.3f} with {run.recipe.rate:g}" for run in runs)
     model = runs[0].model
-    return (
+    sentence = (
         f"{figures.MODEL_NAMES[model]} has a learning rate of its own, {RATES[model]:g}: after "
         f"{runs[0].steps:,} steps with all patients its Dice is {told} (one seed). No pretraining was "
         "compared to choose it."
     )
+    if unfinished(records, model):
+        sentence += (
+            f" Twice these steps, which the study takes, still add {points(still_gains(records, model))} "
+            "points: it is not fully trained, and what is said of it holds for that."
+        )
+    return sentence
+
+
+def _held_out(records: Records, run: Run) -> float:
+    return float(records.by_patient(run.name, HELD_OUT).mean())
+
+
+def still_gains(records: Records, model: str) -> float:
+    """What the second half of the steps added to a model with a rate of its own; NaN without record."""
+    half, whole = (
+        [
+            run
+            for run in records.plan
+            if (run.part, run.model, run.prompt, run.arm) == (part, model, "P1", NOTHING)
+            and (run.seed, run.encoders, run.recipe.rate) == (0, "unfrozen", RATES.get(model))
+            and run.name in records.found
+        ]
+        for part in ("rates", "table")
+    )
+    return _held_out(records, whole[0]) - _held_out(records, half[0]) if half and whole else math.nan
+
+
+def unfinished(records: Records, model: str) -> bool:
+    """Whether a model still gained more than a point when its steps ended."""
+    return still_gains(records, model) > UNFINISHED
 
 
 def recipe_sentences(records: Records) -> str:
@@ -219,11 +251,12 @@ def left_out(records: Records) -> str:
         )
     devices = Counter(str(record["device"]) for record in records.found.values()).most_common()
     if devices:
-        told += f" By device: {', '.join(f'{count} on {device}' for device, count in devices)}."
+        told += f" By device: {'; '.join(f'{count} on {device}' for device, count in devices)}."
     if len(devices) > 1:
         told += (
             " Patients, their order and the augmentation are the same on each; rounding is not, so that a "
-            "run made anew on another device ends a little higher or lower."
+            "run made anew on another device ends a little higher or lower. Two arms of one seed may come "
+            "from two devices."
         )
     return told
 
@@ -290,29 +323,33 @@ def table_sentences(records: Records) -> list[str]:
             told.setdefault(row.model, []).append(f"{TAUGHT[row.strategy]} {gain(row)}, {row.verdict}")
     return [
         f"{figures.MODEL_NAMES[model]} at P1 with all annotated patients, against real images alone: "
-        f"{'; '.join(parts)}."
+        f"{'; '.join(parts)}{' (not fully trained)' if unfinished(records, model) else ''}."
         for model, parts in told.items()
     ]
 
 
 def convergence_sentence(records: Records) -> str:
-    """How much sooner a pretrained model arrives, by the steps of finetuning and by all."""
+    """How much sooner a pretrained model arrives at P1, by the steps of finetuning and by all."""
     table = convergence(records)
-    seeds = table.groupby(["model", "strategy"])["seed"].transform("nunique")
-    several = table[seeds > 1].groupby(["model", "strategy"], sort=False)
-    rows = several[["faster_alone", "faster_whole"]].median()
-    if rows.empty:
+    table = table[table["prompt"] == "P1"]
+    table = table[table.groupby(["model", "strategy"])["seed"].transform("nunique") > 1]
+    if table.empty:
         return ""
+
+    def told(ratios: pd.Series) -> str:
+        return f"{ratios.median():.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+
     lead = "What pretraining saves of the steps"
-    if rows["faster_alone"].min() > 1 and rows["faster_whole"].max() <= 1:
-        lead = "Pretraining saves steps of finetuning but none in all"
-    told = "; ".join(
-        f"{figures.MODEL_NAMES[model]}, {TAUGHT[strategy]}, {row.faster_alone:.2f} and {row.faster_whole:.2f}"
-        for (model, strategy), row in rows.iterrows()
+    if table["faster_alone"].min() > 1 and table["faster_whole"].max() <= 1:
+        lead = "Pretraining saved steps of finetuning but none in all, in every run"
+    parts = "; ".join(
+        f"{figures.MODEL_NAMES[model]}, {TAUGHT[strategy]}, {told(part['faster_alone'])} and "
+        f"{told(part['faster_whole'])}"
+        for (model, strategy), part in table.groupby(["model", "strategy"], sort=False)
     )
     return (
         f"{lead}. Times sooner than real images alone at their final Dice less a point, by the steps of "
-        f"finetuning and by all steps (median over prompts and seeds; 0: never): {told}."
+        f"finetuning and by all steps (median of the seeds and their range; 0: never): {parts}."
     )
 
 
