@@ -235,9 +235,10 @@ def doubling(recipe: Recipe) -> list[Run]:
 
 
 def rates(recipe: Recipe) -> list[Run]:
-    """CLIPSeg at half the steps and several rates: what the choice of its own rests on."""
+    """CLIPSeg at half the steps and several rates, then at its own and twice the steps; real images only."""
     half = replace(recipe, first=recipe.first // 2, second=recipe.second // 2)
-    trials = [replace(half, rate=recipe.rate * factor) for factor in (1, 0.5, 0.25, 0.125)]
+    twice = replace(recipe, first=recipe.first * 2, second=recipe.second * 2, rate=RATES["clipseg"])
+    trials = [*(replace(half, rate=recipe.rate * factor) for factor in (1, 0.5, 0.25, 0.125)), twice]
     return [real_run("rates", NOTHING, None, ALL, 0, how, model="clipseg", choice=True) for how in trials]
 
 
