@@ -55,8 +55,8 @@ TAUGHT: dict[str, str] = {
 """Strategies of the paper's table in words."""
 
 
-UNFINISHED = 0.01
-"""Dice that the second half of the steps may add to a model that counts as trained."""
+UNFINISHED = 0.005
+"""Dice that twice the steps may add to a model that counts as trained."""
 
 
 # -- tables and titles for a page ------------------------------------------------------------------------
@@ -167,22 +167,25 @@ def _size_sentence(records: Records) -> str:
 
 
 def _rates_sentence(records: Records) -> str:
-    """The Dice of CLIPSeg at several rates, and what its last steps still gained; empty without record."""
+    """The Dice of CLIPSeg at several rates, and what more steps at its own add; empty without record."""
+    study = records.recipe.first + records.recipe.second
     runs = [run for run in records.plan if run.part == "rates" and run.name in records.found]
-    if not runs:
+    trials = [run for run in runs if run.steps < study]
+    if not trials:
         return ""
-    told = ", ".join(f"{_held_out(records, run):.3f} with {run.recipe.rate:g}" for run in runs)
-    model = runs[0].model
+    told = ", ".join(f"{_held_out(records, run):.3f} with {run.recipe.rate:g}" for run in trials)
+    model = trials[0].model
     sentence = (
         f"{figures.MODEL_NAMES[model]} has a learning rate of its own, {RATES[model]:g}: after "
-        f"{runs[0].steps:,} steps with all patients its Dice is {told} (one seed). No pretraining was "
+        f"{trials[0].steps:,} steps with all patients its Dice is {told} (one seed). No pretraining was "
         "compared to choose it."
     )
+    added = doublings(records, model)
+    if added:
+        parts = "; ".join(f"{steps:,} add {points(gain)} points" for steps, gain in added.items())
+        sentence += f" Twice the steps, each time: {parts}; the study takes {study:,}."
     if unfinished(records, model):
-        sentence += (
-            f" Twice these steps, which the study takes, still add {points(still_gains(records, model))} "
-            "points: it is not fully trained, and what is said of it holds for that."
-        )
+        sentence += " It is not fully trained there, and what is said of it holds for that."
     return sentence
 
 
@@ -190,24 +193,28 @@ def _held_out(records: Records, run: Run) -> float:
     return float(records.by_patient(run.name, HELD_OUT).mean())
 
 
-def still_gains(records: Records, model: str) -> float:
-    """What the second half of the steps added to a model with a rate of its own; NaN without record."""
-    half, whole = (
-        [
-            run
-            for run in records.plan
-            if (run.part, run.model, run.prompt, run.arm) == (part, model, "P1", NOTHING)
-            and (run.seed, run.encoders, run.recipe.rate) == (0, "unfrozen", RATES.get(model))
-            and run.name in records.found
-        ]
-        for part in ("rates", "table")
-    )
-    return _held_out(records, whole[0]) - _held_out(records, half[0]) if half and whole else math.nan
+def doublings(records: Records, model: str) -> dict[int, float]:
+    """What twice the steps add to a model with a rate of its own (real images, P1, one seed).
+
+    Returns
+    -------
+    dict
+        Steps, from few to many, and the Dice that they have above half of them; empty without record.
+    """
+    dice = {
+        run.steps: _held_out(records, run)
+        for run in records.plan
+        if run.part in ("rates", "table")
+        and (run.model, run.prompt, run.arm) == (model, "P1", NOTHING)
+        and (run.seed, run.encoders, run.recipe.rate) == (0, "unfrozen", RATES.get(model))
+        and run.name in records.found
+    }
+    return {steps: dice[steps] - dice[steps // 2] for steps in sorted(dice) if steps // 2 in dice}
 
 
 def unfinished(records: Records, model: str) -> bool:
-    """Whether a model still gained more than a point when its steps ended."""
-    return still_gains(records, model) > UNFINISHED
+    """Whether the most steps on record still added more than half a point."""
+    return next(reversed(doublings(records, model).values()), 0) > UNFINISHED
 
 
 def recipe_sentences(records: Records) -> str:
