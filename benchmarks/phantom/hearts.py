@@ -24,6 +24,7 @@ from echovlsm import PHASES, STRUCTURES
 from echovlsm.base import paths
 from echovlsm.cohort import cohort_hash, load_image, load_labels, read_cohort
 from echovlsm.phantom import draw_cohort_patient, simulate
+from echovlsm.phantom.patient import of_version
 from echovlsm.phantom.versions import VERSIONS
 from echovlsm.synthesis.fidelity import halves
 from echovlsm.synthesis.measures import gcnr, local_snr, pooled_distance, sample_distance
@@ -80,7 +81,7 @@ def phantoms(version: int, patients: int) -> Iterator[Frame]:
     """As many phantom patients, drawn at half of `SPACING`."""
     for index in range(patients):
         patient = draw_cohort_patient(SEED, index)
-        size = round(patient.views[VIEW].depth / SPACING) * 2
+        size = round(of_version(patient, version).views[VIEW].depth / SPACING) * 2
         for number, phase in enumerate(PHASES):
             drawn = simulate(
                 patient, VIEW, phase, np.random.default_rng([SEED, index, 1, number]), size, version

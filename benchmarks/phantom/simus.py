@@ -30,6 +30,8 @@ DEPTH, OPENING = 160.0, 75
 """The sector whose beam is compared, in mm and degrees."""
 FOCUS = 0.6 * DEPTH
 SIMUS, PHANTOM = "SIMUS", "phantom {version}"
+DISTINCT = sorted({beam.BEAM[version]: version for version in reversed(VERSIONS)}.values())
+"""Versions with a beam of their own."""
 """Sources of rows."""
 DEPTHS, ANGLES, PERIODS = (30, 50, 80, 110, 140), (0, 15, 30, 36), 2
 """Of the point targets, in mm and degrees; periods of the transmitted pulse at the centre frequency."""
@@ -285,7 +287,7 @@ def main() -> None:
         else []
     )
     found = [table[table["source"] == SIMUS].to_dict("records") for table in tables] or simus_rows()
-    for name, rows, *more in zip(("beam", "speckle"), found, *map(phantom_rows, VERSIONS), strict=True):
+    for name, rows, *more in zip(("beam", "speckle"), found, *map(phantom_rows, DISTINCT), strict=True):
         table = pd.DataFrame([*rows, *(row for part in more for row in part)])
         told = {"pymust": importlib.metadata.version("pymust")} if not only_phantom else {}
         print(put_on_record(name, table.astype({"periods": "Int64"}) if name == "beam" else table, **told))

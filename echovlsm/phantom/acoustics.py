@@ -4,8 +4,8 @@ What tissues reflect, what the machine and the way to the heart add and take awa
 levels. Strengths are in decibel: 0 dB is white at neutral gain.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -35,6 +35,47 @@ _ECHO = {
 ECHOGENICITY = np.array([_ECHO[t][0] for t in Tissue], np.float32)
 _SOLID, _BLOOD = ECHOGENICITY > -40, ECHOGENICITY < -45
 IMPEDANCE = np.array([_ECHO[t][1] for t in Tissue], np.float32)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a version changes in the echoes of every patient; dB."""
+
+    near: float = -39.5
+    """Level to which the near field washes tissues out."""
+    tilt: float = 0.0
+    """Rise of all levels from the probe to the deepest range."""
+    echo: Mapping[Tissue, tuple[float, float, float]] = field(default_factory=dict)
+    """Added to a tissue's echogenicity: at ED, at ES, and in 2CH more than in 4CH."""
+
+    def added(self, view: str, phase: str) -> np.ndarray:
+        """`echo` as an array over tissues, (tissues,)."""
+        found = np.zeros(len(Tissue), np.float32)
+        for tissue, (diastole, systole, two) in self.echo.items():
+            found[tissue] = (diastole if phase == "ED" else systole) + two * (view == "2CH")
+        return found
+
+
+LOOKS: dict[int, Look] = {
+    1: Look(),
+    2: Look(),
+    3: Look(
+        near=-33.0,
+        tilt=-4.0,
+        echo={
+            Tissue.LV_CAVITY: (7.0, 9.0, 0.0),
+            Tissue.MYOCARDIUM: (4.0, 6.0, 2.5),
+            Tissue.LEFT_ATRIUM: (7.0, 0.5, 0.0),
+            Tissue.ATRIAL_WALL: (18.0, 14.0, 1.0),
+            Tissue.PERICARDIUM: (5.0, 8.0, -3.0),
+            Tissue.VALVE: (22.0, 10.0, 4.0),
+            Tissue.ANNULUS: (10.0, 9.0, 2.0),
+            Tissue.RIGHT_VENTRICLE: (4.0, 9.0, 0.0),
+            Tissue.LUNG: (-3.0, 5.0, 0.0),
+        },
+    ),
+}
+"""Of each version; that of version 3 brings mean grey levels around the heart near those of CAMUS."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +226,8 @@ def draw_recording(
     near = 10 ** ((clutter + ripple + 3 * smooth_field(recording, (4, 6))) / 10)
     near += _reverberations(recording, ranges, angles, half, system.clutter)
     noise = system.noise + recording.normal(0, 1.5) + system.noise_rise * share
-    tilt = recording.normal(0, 3.5) * (share - 0.5) + 2.0 * smooth_field(recording, (3, 3))
+    rise = LOOKS[version].tilt + recording.normal(0, 3.5)
+    tilt = rise * (share - 0.5) + 2.0 * smooth_field(recording, (3, 3))
     dynamic, target = recording.uniform(44, 56), recording.normal(87, system.gain_spread)
     if "gain" in without:
         tilt, dynamic, target = np.zeros_like(tilt), 50.0, 87.0
@@ -226,6 +268,7 @@ def polar_image(
     recording: Recording,
     frame: np.random.Generator,
     hinges: Sequence[tuple[float, float]],
+    added: np.ndarray,
 ) -> np.ndarray:
     """Grey levels of a tissue map, in beam x range coordinates.
 
@@ -239,6 +282,8 @@ def polar_image(
         Draws the speckle and noise.
     hinges
         The two of the mitral valve, x and y in mm.
+    added
+        To the echogenicity of each tissue, (tissues,) dB.
 
     Returns
     -------
@@ -252,7 +297,7 @@ def polar_image(
     index = tissue.astype(np.intp)  # once, not at each look into a table of tissues
     solid = _SOLID[index]
     muscle = tissue == Tissue.MYOCARDIUM
-    level = recording.echo[index]
+    level = (recording.echo + added)[index]
     surroundings = (tissue == Tissue.SURROUNDINGS) | (tissue == Tissue.LUNG)
     level += np.where(surroundings, recording.outside, recording.inside)
     _add(level, recording.atria, (tissue == Tissue.LEFT_ATRIUM) | (tissue == Tissue.RIGHT_ATRIUM))
@@ -279,7 +324,7 @@ def polar_image(
     _add(level, recording.blood, _BLOOD[index])
     _add_spots(level, recording.spots, tissue == Tissue.LV_CAVITY)
     # the apex lies in the near field, where walls hardly stand out
-    level += recording.near_field * (-39.5 - level)
+    level += recording.near_field * (LOOKS[version].near - level)
     # the beam is thick across the plane: borders are crossed at several heights and look soft
     level = ndimage.gaussian_filter(level, (2.0 * system.resolution, 2.6 * system.resolution), truncate=2.5)
 

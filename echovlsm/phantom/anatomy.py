@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from echovlsm import VIEWS
 from echovlsm.phantom.patient import Patient
 
 
@@ -29,6 +30,31 @@ class Tissue(IntEnum):
     PAPILLARY = 10
     ANNULUS = 11
     LUNG = 12
+
+
+@dataclass(frozen=True)
+class Walls:
+    """How contours and tissues lie around the chambers; lengths in mm."""
+
+    side: float = 1.0
+    """Factor on the thickness of the side walls."""
+    skirt: float = 0.0
+    """How far they reach below the valve plane, beyond a little that all do."""
+    shell: tuple[float, float] = (2.2, 2.2)
+    """Thickness of the pericardium, left and right."""
+    atrial: float = 2.5
+    """Thickness of the atrium's wall and what shines around it."""
+
+
+WALLS: dict[int, dict[str, Walls]] = {
+    1: dict.fromkeys(VIEWS, Walls()),
+    2: dict.fromkeys(VIEWS, Walls()),
+    3: {
+        "2CH": Walls(side=1.27, skirt=3.5, shell=(9.0, 4.0), atrial=11.0),
+        "4CH": Walls(side=1.0, skirt=3.0, shell=(2.2, 6.0), atrial=10.0),
+    },
+}
+"""Of each version and view; those of version 3 follow masks and images of CAMUS."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,7 @@ class Heart:
     """Seen lengths of the two leaflets over their full length, and their half-thickness in mm."""
     papillary: tuple[float, float, float]
     """Height share, side offset share and size (mm) of the papillary muscle seen in the cavity."""
+    walls: Walls
 
 
 _T = np.linspace(0, 1, 129)
@@ -86,7 +113,11 @@ def _profile(t: np.ndarray, base_ratio: float, bluntness: float, widest: float =
 
 
 def make_heart(
-    patient: Patient, view: str, phase: str, jitter: tuple[float, float, float] = (0, 0, 0)
+    patient: Patient,
+    view: str,
+    phase: str,
+    jitter: tuple[float, float, float] = (0, 0, 0),
+    version: int = 1,
 ) -> Heart:
     """Geometry of a view and phase.
 
@@ -103,6 +134,8 @@ def make_heart(
         2CH or 4CH; ED or ES.
     jitter
         Moves the probe: x (mm), depth (mm), tilt (radians).
+    version
+        Of the phantom: whose walls it has.
     """
     acquisition = patient.views[view]
     shape = np.random.default_rng([acquisition.shape, 1])  # same shape in both phases of the recording
@@ -127,6 +160,7 @@ def make_heart(
     )
     tricuspid = float(np.clip(shape.normal(6, 2), 2, 10))
     rv_share = float(shape.uniform(0.72, 0.9))
+    walls = WALLS[version][view]
 
     ef = patient.ejection_fraction / 100
     length = patient.lv_length * acquisition.foreshortening
@@ -163,7 +197,7 @@ def make_heart(
         tilt=acquisition.tilt + jitter[2],
         length=length,
         width=width,
-        wall=wall,
+        wall=wall * walls.side,
         apex_wall=apex_wall,
         base_ratio=base,
         bluntness=bluntness,
@@ -181,6 +215,7 @@ def make_heart(
         leaflets=angles,
         leaflet_size=leaflet_size,
         papillary=papillary,
+        walls=walls,
     )
 
 
@@ -279,19 +314,21 @@ def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray, context: bool = True)
     if context:
         paint((u > outer_r + 7) & (q > -5), Tissue.LUNG)
         # pericardium: a thin shell around the wall, free side only in 4CH, and behind the atrium
-        shell = 2.2
-        in_shell = (q > -4) & (q < 0.8 * heart.length) & (u < outer_r + shell)
-        in_shell &= u > (outer_l if heart.view == "4CH" else outer_l - shell)
+        shell = heart.walls.shell
+        in_shell = (q > -4) & (q < 0.8 * heart.length) & (u < outer_r + shell[1])
+        in_shell &= u > (outer_l if heart.view == "4CH" else outer_l - shell[0])
         paint(in_shell, Tissue.PERICARDIUM)
-        below = ~above & (q > -heart.la_length - 5)
-        a_out = np.clip(-rows / (heart.la_length + 2.5), 0, 1)
-        out_l = lookup(-_dome(a_out, mouth_l + 2.5, belly_l + 2.5, roof))
-        out_r = lookup(_dome(a_out, mouth_r + 2.5, belly_r + 2.5, roof))
+        thick = heart.walls.atrial
+        below = ~above & (q > -heart.la_length - 2 * thick)
+        a_out = np.clip(-rows / (heart.la_length + thick), 0, 1)
+        out_l = lookup(-_dome(a_out, mouth_l + thick, belly_l + thick, roof))
+        out_r = lookup(_dome(a_out, mouth_r + thick, belly_r + thick, roof))
         paint(below & (ua > out_l) & (ua < out_r), Tissue.ATRIAL_WALL)
         if heart.view == "4CH":
             _paint_right_heart(paint, tissue, heart, u, ua, q, outer_l, lookup, rows)
 
-    base_end = -2.5 + 0.12 * np.abs(u)  # the wall ends a little below the hinge, slanted as it is drawn
+    # the wall ends a little below the hinge, slanted as it is drawn
+    base_end = heart.walls.skirt - 2.5 + 0.12 * np.abs(u)
     wall = (
         (u > outer_l)
         & (u < outer_r)

@@ -36,8 +36,9 @@ class Beam:
 
 
 BEAM: dict[int, Beam] = {
-    1: Beam(pulse=0.45, angle=0.68, out_of_focus=(0.7, 0.0), steered=False),
+    1: (_FIRST := Beam(pulse=0.45, angle=0.68, out_of_focus=(0.7, 0.0), steered=False)),
     2: Beam(pulse=0.259, angle=0.71, out_of_focus=(0.0, 1.2), steered=True),
+    3: _FIRST,
 }
 """The beam of each version of the phantom; that of version 2 is fitted to SIMUS (`data/results/phantom`)."""
 

@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from echovlsm import PHASES, SPLITS, VIEWS
 from echovlsm.base import in_order
 from echovlsm.cohort import write_cohort
-from echovlsm.phantom.acoustics import draw_recording, polar_image
+from echovlsm.phantom.acoustics import LOOKS, draw_recording, polar_image
 from echovlsm.phantom.anatomy import Heart, Tissue, heart_coordinates, hinge_points, make_heart, tissue_map
 from echovlsm.phantom.beam import image_grid, sample_points, scan_convert
-from echovlsm.phantom.patient import Patient, draw_patient, without_variation
+from echovlsm.phantom.patient import Patient, draw_patient, of_version, without_variation
 from echovlsm.phantom.versions import ORIGIN, check_making
 
 LICENCE = "MIT"
@@ -83,14 +83,16 @@ def simulate(
         raise ValueError(f"phase={phase!r}: use one of {PHASES}")
     check_making(size, version, without)
     rng = np.random.default_rng(seed)
-    patient, context = without_variation(patient, without), "context" not in without
+    patient = without_variation(of_version(patient, version), without)
+    context = "context" not in without
     jitter = rng.normal(0, (0.8, 0.8, 0.015))
-    heart = make_heart(patient, view, phase, (float(jitter[0]), float(jitter[1]), float(jitter[2])))
+    moved = float(jitter[0]), float(jitter[1]), float(jitter[2])
+    heart = make_heart(patient, view, phase, moved, version)
     causes = patient.views[view], patient.fibrosis, patient.calcification
     recording = draw_recording(*causes, version, tuple(without))
     depth, opening = recording.depth, recording.opening
     under_beams = tissue_map(heart, *sample_points(depth, opening, rng, version), context)
-    echoes = polar_image(under_beams, recording, rng, hinge_points(heart))
+    echoes = polar_image(under_beams, recording, rng, hinge_points(heart), LOOKS[version].added(view, phase))
     x, y = (v * np.float32(depth) for v in image_grid(opening, size, version)[:2])
     tissue = tissue_map(heart, x, y, context)
     return Phantom(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from echovlsm import QUALITIES, VIEWS
+from echovlsm.phantom.versions import TUNED
 
 QUALITY_SHARES: tuple[float, float, float] = (0.35, 0.46, 0.19)
 """Shares of good, medium and poor images, about those of CAMUS (Leclerc et al. 2019, table I)."""
@@ -181,3 +182,32 @@ def without_variation(patient: Patient, without: tuple[str, ...]) -> Patient:
     if "gain" in without:
         views = {view: replace(scan, depth=TYPICAL_DEPTH) for view, scan in views.items()}
     return replace(patient, views=views)
+
+
+def of_version(patient: Patient, version: int) -> Patient:
+    """The patient as a version of the phantom images it: up to version 2 as drawn, in 3 with CAMUS's spread.
+
+    On masks of CAMUS's training patients, as shares of the image, hearts, atria and the depth of the sector
+    differ more from each other, and the heart lies elsewhere in 2CH.
+    """
+    if version < TUNED:
+        return patient
+    rng = np.random.default_rng([patient.views[VIEWS[0]].seed, 3])
+    size, atrium = np.exp(rng.normal(0, 0.07)), np.exp(rng.normal((0.0, -0.08), 0.13))
+    views = {}
+    for view in VIEWS:
+        scan, two = patient.views[view], view == "2CH"
+        views[view] = replace(
+            scan,
+            depth=float(np.clip(scan.depth * np.exp(rng.normal(0.02, 0.11)), 105, 230)),
+            tilt=scan.tilt + (0.045 if two else 0.0),
+            apex_x=scan.apex_x + (-6.0 if two else 1.5),
+        )
+    return replace(
+        patient,
+        lv_length=patient.lv_length * size,
+        lv_diameter=patient.lv_diameter * size,
+        la_length=patient.la_length * atrium[0],
+        la_diameter=patient.la_diameter * atrium[1],
+        views=views,
+    )

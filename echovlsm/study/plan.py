@@ -51,6 +51,16 @@ PHANTOM, SDM, BOTH, NOTHING = "phantom", "diffusion", "diffusion+phantom", "noth
 WITHOUT: dict[str, str] = {f"{PHANTOM}-without-{name}": name for name in versions.INGREDIENTS}
 """Kinds of phantoms with one ingredient left out."""
 
+TUNED = f"{PHANTOM}-tuned"
+"""Phantoms of the version that was tuned on CAMUS's training patients."""
+
+PHANTOMS: dict[str, tuple[int, tuple[str, ...]]] = {
+    PHANTOM: (1, ()),
+    TUNED: (versions.TUNED, ()),
+    **{kind: (1, (name,)) for kind, name in WITHOUT.items()},
+}
+"""Version, and ingredients left out, of every kind of phantoms."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -81,8 +91,7 @@ class Source:
     Parameters
     ----------
     kind
-        ``real``, ``phantom``, a key of `WITHOUT`, ``diffusion``, ``diffusion+phantom`` or ``joint`` (real and
-        diffusion).
+        ``real``, a key of `PHANTOMS`, ``diffusion``, ``diffusion+phantom`` or ``joint`` (real and diffusion).
     patients
         Real patients: learned from themselves, or by the denoiser and for its labels.
     seed
@@ -306,10 +315,24 @@ def ablation(recipe: Recipe) -> list[Run]:
     return runs
 
 
+def tuned(recipe: Recipe) -> list[Run]:
+    """Phantoms that were tuned on CAMUS, with no, 5 and 25 patients; and those that were not, with none.
+
+    With 5 and 25 patients the phantoms that were not, and no phantom, are the budget's.
+    """
+    runs: list[Run] = []
+    for seed in range(3):
+        block = f"tuned-{seed}"
+        runs += [other_run(block, kind, Source(kind), seed, recipe) for kind in (PHANTOM, TUNED)]
+        runs += [real_run(block, TUNED, Source(TUNED), size, seed, recipe) for size in (5, 25)]
+    return runs
+
+
 def study(recipe: Recipe | None = None) -> list[Run]:
     """Every run in order, none twice."""
     recipe = recipe or Recipe()
-    found = [*doubling(recipe), *rates(recipe), *budget(recipe), *table(recipe), *ablation(recipe)]
+    found = [*doubling(recipe), *rates(recipe), *budget(recipe), *table(recipe)]
+    found += [*tuned(recipe), *ablation(recipe)]
     return list({run.name: run for run in reversed(found)}.values())[::-1]
 
 

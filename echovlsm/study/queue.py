@@ -31,10 +31,10 @@ from echovlsm.study.plan import (
     BOTH,
     HELD_OUT,
     PHANTOM,
+    PHANTOMS,
     SDM,
     VALIDATION,
     WEIGHTS,
-    WITHOUT,
     Cycle,
     Recipe,
     Run,
@@ -130,16 +130,16 @@ class Study:
         return few
 
     def phantom(self, kind: str = PHANTOM) -> pd.DataFrame:
-        """A phantom cohort, whole or without an ingredient (`WITHOUT`), drawn where it is missing."""
+        """A phantom cohort, a key of `PHANTOMS`, drawn where it is missing."""
         if kind in self._phantoms:
             return self._phantoms[kind]
-        root, without = self.folder / "cohorts" / kind, (WITHOUT[kind],) if kind in WITHOUT else ()
+        root, (version, without) = self.folder / "cohorts" / kind, PHANTOMS[kind]
         with files.only_one(self.folder / "cohorts", wait=600):
             if not root.is_dir():
                 how = {"seed": PHANTOM_SEED, "size": PHANTOM_SIZE, "splits": (1.0, 0.0, 0.0), "workers": 1}
-                write_phantom_cohort(root, SYNTHETIC_IMAGES // 4, **how, without=without)
+                write_phantom_cohort(root, SYNTHETIC_IMAGES // 4, **how, version=version, without=without)
         frames = read_cohort(root)
-        versions.require_phantom(frames.attrs["meta"], without=without, place=root)
+        versions.require_phantom(frames.attrs["meta"], version, without, root)
         return self._phantoms.setdefault(kind, frames)
 
     def diffusion(self, source: Source) -> pd.DataFrame:
@@ -168,7 +168,7 @@ class Study:
         drawn = Source(SDM, source.patients, source.seed)
         if source.kind == "real":
             return [(self.real(source), None)]
-        if source.kind == PHANTOM or source.kind in WITHOUT:
+        if source.kind in PHANTOMS:
             return [(self.phantom(source.kind), None)]
         if source.kind == SDM:
             return [(self.diffusion(drawn), None)]

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.phantom.ablation import ablation
+from benchmarks.phantom.ablation import ablation, tuned
 from echovlsm import STRUCTURES
 from echovlsm.phantom.versions import INGREDIENTS
 from echovlsm.study.answers import Records
-from echovlsm.study.plan import HELD_OUT, NOTHING, PHANTOM, VALIDATION, Run, study
+from echovlsm.study.plan import HELD_OUT, NOTHING, PHANTOM, TUNED, VALIDATION, Run, study
 
 COUNTS = "phantom-without-speckle"
-"""The arm that loses 4 points; the others lose nothing."""
+"""The arm that loses 4 points; the others lose nothing, but tuned phantoms gain 3."""
 
 
 def _write(folder: Path, runs: list[Run]) -> Records:
@@ -24,7 +24,7 @@ def _write(folder: Path, runs: list[Run]) -> Records:
     folder.mkdir()
     for run in runs:
         rng = np.random.default_rng((run.seed, run.patients, len(run.arm)))
-        dice = 0.7 - 0.04 * (run.arm == COUNTS) - 0.1 * (run.arm == NOTHING)
+        dice = 0.7 - 0.04 * (run.arm == COUNTS) - 0.1 * (run.arm == NOTHING) + 0.03 * (run.arm == TUNED)
         values = dice + 0.05 * np.sin(np.repeat(np.arange(10), 2)) + rng.normal(0, 0.004, 20)
         images = [f"patient{i:04d} {view} ED" for i in range(10) for view in ("2CH", "4CH")]
         part = {"images": images, "dice": {name: values.tolist() for name in STRUCTURES.values()}}
@@ -61,3 +61,15 @@ def test_rows_wait_for_their_runs(runs: list[Run], tmp_path: Path) -> None:
     assert set(ablation(_write(tmp_path / "few", without))["patients"]) == {5}
     one = ablation(_write(tmp_path / "one", [run for run in runs if run.seed == 0]))
     assert set(one["verdict"]) == {"one seed"}
+
+
+def test_tuned_phantoms_are_held_against_the_others_and_against_none(tmp_path: Path) -> None:
+    few = [r for r in study() if r.part == "budget" and r.patients in (5, 25) and r.arm in (PHANTOM, NOTHING)]
+    runs = [*few, *(run for run in study() if run.part == "tuned")]
+    assert not any(run.choice for run in runs), "validation patients score them"
+    table = tuned(_write(tmp_path / "all", runs)).set_index(["against", "patients"])
+    assert set(table.index) == {(PHANTOM, 0), *((arm, n) for arm in (PHANTOM, NOTHING) for n in (5, 25))}
+    assert table["gain"].xs(PHANTOM).to_numpy() == pytest.approx(0.03, abs=0.005)
+    assert table["gain"].xs(NOTHING).to_numpy() == pytest.approx(0.13, abs=0.005)
+    assert set(table["verdict"]) == {"higher"}
+    assert set(table["seeds"]) == {3}

@@ -10,6 +10,9 @@ from scipy import ndimage
 from benchmarks.phantom import hearts
 from benchmarks.phantom.hearts import OUTSIDE, SPACING, Frame
 from echovlsm import STRUCTURES
+from echovlsm.phantom import draw_cohort_patient
+from echovlsm.phantom.patient import of_version
+from echovlsm.phantom.versions import VERSIONS
 from tests.conftest import ROOT
 
 
@@ -96,6 +99,13 @@ def test_sets_of_one_kind_lie_at_the_floor_and_others_above_it() -> None:
     assert (other.loc[numbers, "ratio"] > 3).all()
     assert other.loc[numbers, "phantom"].to_numpy() == pytest.approx(12, abs=0.5)
     assert (same["floor"] > 0).all()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_phantoms_come_at_the_spacing_of_the_comparison(version: int) -> None:
+    frame = next(hearts.phantoms(version, 1))
+    patient = of_version(draw_cohort_patient(hearts.SEED, 0), version)
+    assert hearts.measures_of(frame)["depth"] == pytest.approx(patient.views[hearts.VIEW].depth, rel=0.02)
 
 
 def test_the_table_on_record_has_every_measure_of_every_version() -> None:

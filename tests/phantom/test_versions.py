@@ -13,6 +13,7 @@ from echovlsm.cohort import read_cohort
 from echovlsm.phantom import beam, draw_cohort_patient, simulate, write_phantom_cohort
 from echovlsm.phantom.anatomy import Tissue
 from echovlsm.phantom.cohort import Phantom
+from echovlsm.phantom.patient import of_version
 from echovlsm.phantom.versions import INGREDIENTS, VERSIONS, require_phantom
 
 PINNED = Path(__file__).with_name("pinned.json")
@@ -55,6 +56,28 @@ def test_versions_differ_in_the_image_and_not_in_the_heart(whole: list[Phantom])
     for first, second in zip(whole, _frames(version=2), strict=True):
         np.testing.assert_array_equal(first.labels, second.labels)
         assert (first.image != second.image).mean() > 0.2
+
+
+def test_tuned_hearts_differ_more_from_each_other_and_shine_where_hearts_do(whole: list[Phantom]) -> None:
+    tuned = _frames(version=3)
+    shares = [np.array([(frame.labels == 1).mean() for frame in frames[::2]]) for frames in (whole, tuned)]
+    plain, wide = (np.log(share).std() for share in shares)
+    assert wide > 1.2 * plain
+
+    def apex(frame: Phantom) -> float:
+        """Mean grey level of the wall above the cavity, over that of the sector."""
+        top = np.flatnonzero((frame.labels == 1).any(axis=1))[0]
+        return frame.image[:top][frame.labels[:top] == 2].mean() / frame.image[frame.image > 0].mean()
+
+    assert np.median([apex(frame) for frame in tuned]) > np.median([apex(frame) for frame in whole]) + 0.1
+
+
+def test_a_tuned_patient_is_the_same_heart_in_both_phases() -> None:
+    patient = draw_cohort_patient(5, 1)
+    assert of_version(patient, 2) is patient
+    first, second = (of_version(patient, 3) for _ in range(2))
+    assert first == second != patient
+    assert first.ejection_fraction == patient.ejection_fraction
 
 
 @pytest.mark.parametrize("name", INGREDIENTS)
@@ -162,7 +185,7 @@ def test_a_cohort_from_before_versions_is_the_first_and_others_are_not_asked() -
 
 def test_unknown_versions_and_ingredients_are_named(tmp_path: Path) -> None:
     patient = draw_cohort_patient(0, 0)
-    with pytest.raises(ValueError, match="version=9: the phantom has versions 1, 2"):
+    with pytest.raises(ValueError, match="version=9: the phantom has versions 1, 2, 3"):
         simulate(patient, "4CH", "ED", 0, 64, version=9)
     with pytest.raises(ValueError, match="without='noise': choose of speckle"):
         write_phantom_cohort(tmp_path / "c", 2, 1, without=("noise",))

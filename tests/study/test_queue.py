@@ -207,7 +207,17 @@ def test_the_plan_shares_pretraining_and_names_no_run_twice() -> None:
     runs = study()
     assert len({run.name for run in runs}) == len(runs)
     parts = list(dict.fromkeys(run.part for run in runs))
-    assert parts == ["recipe", "doubling", "rates", "budget", "table", "prompts", "frozen", "ablation"]
+    assert parts == [
+        "recipe",
+        "doubling",
+        "rates",
+        "budget",
+        "table",
+        "prompts",
+        "frozen",
+        "tuned",
+        "ablation",
+    ]
     assert len(blocks(runs)) > 15
     assert {(run.model, run.recipe.rate) for run in runs if not run.choice} == {
         *(("cris", Recipe().rate), ("unet", Recipe().rate), ("clipseg", RATES["clipseg"]))

@@ -126,8 +126,8 @@ class Records:
 
 
 def _sizes(records: Records, arm: str) -> list[int]:
-    """The numbers of annotated patients with which an arm of the budget has been run."""
-    return sorted(int(size) for size in records.select(arm=arm, **BUDGET)["patients"].unique())
+    """The numbers of annotated patients, of one or more, with which an arm of the budget has been run."""
+    return sorted(int(size) for size in records.select(arm=arm, **BUDGET)["patients"].unique() if size)
 
 
 def budget_points(records: Records, structures: Sequence[str] = ()) -> pd.DataFrame:
