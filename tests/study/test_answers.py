@@ -273,7 +273,7 @@ def test_a_model_that_still_gains_is_not_told_as_trained(
         monkeypatch.setattr(words, "_held_out", lambda _, run, dice=dice: dice.get(run.steps, 0.8))
         sentences = " ".join([*words.table_sentences(whole), words.recipe_sentences(whole)])
         assert sentences.count("not fully trained") == 2 * told
-        assert "4,800 add +2.0 points; 9,600 add +" in sentences
+        assert ("0.820 after 4,800 (+2.0), 0.830 after 9,600 (+1.0)" in sentences) == told
 
 
 def test_trials_alone_do_not_say_what_more_steps_add(tmp_path: Path) -> None:

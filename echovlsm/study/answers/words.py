@@ -180,10 +180,10 @@ def _rates_sentence(records: Records) -> str:
         f"{trials[0].steps:,} steps with all patients its Dice is {told} (one seed). No pretraining was "
         "compared to choose it."
     )
-    added = doublings(records, model)
-    if added:
-        parts = "; ".join(f"{steps:,} add {points(gain)} points" for steps, gain in added.items())
-        sentence += f" Twice the steps, each time: {parts}; the study takes {study:,}."
+    dice = by_steps(records, model)
+    more = [f"{dice[steps]:.3f} after {steps:,} ({points(gain)})" for steps, gain in doublings(dice).items()]
+    if more:
+        sentence += f" Each time twice the steps give {', '.join(more)}; the study takes {study:,}."
     if unfinished(records, model):
         sentence += " It is not fully trained there, and what is said of it holds for that."
     return sentence
@@ -193,15 +193,9 @@ def _held_out(records: Records, run: Run) -> float:
     return float(records.by_patient(run.name, HELD_OUT).mean())
 
 
-def doublings(records: Records, model: str) -> dict[int, float]:
-    """What twice the steps add to a model with a rate of its own (real images, P1, one seed).
-
-    Returns
-    -------
-    dict
-        Steps, from few to many, and the Dice that they have above half of them; empty without record.
-    """
-    dice = {
+def by_steps(records: Records, model: str) -> dict[int, float]:
+    """Dice of a model with a rate of its own after each number of steps tried (real images, P1, one seed)."""
+    return {
         run.steps: _held_out(records, run)
         for run in records.plan
         if run.part in ("rates", "table")
@@ -209,12 +203,16 @@ def doublings(records: Records, model: str) -> dict[int, float]:
         and (run.seed, run.encoders, run.recipe.rate) == (0, "unfrozen", RATES.get(model))
         and run.name in records.found
     }
+
+
+def doublings(dice: dict[int, float]) -> dict[int, float]:
+    """What each number of steps adds to half of them, from few to many; empty where no half was tried."""
     return {steps: dice[steps] - dice[steps // 2] for steps in sorted(dice) if steps // 2 in dice}
 
 
 def unfinished(records: Records, model: str) -> bool:
     """Whether the most steps on record still added more than half a point."""
-    return next(reversed(doublings(records, model).values()), 0) > UNFINISHED
+    return next(reversed(doublings(by_steps(records, model)).values()), 0) > UNFINISHED
 
 
 def recipe_sentences(records: Records) -> str:
