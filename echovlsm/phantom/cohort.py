@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from echovlsm import PHASES, SPLITS, VIEWS
 from echovlsm.base import in_order
 from echovlsm.cohort import write_cohort
-from echovlsm.phantom.acoustics import LOOKS, draw_recording, polar_image
+from echovlsm.phantom.acoustics import draw_recording, polar_image
 from echovlsm.phantom.anatomy import Heart, Tissue, heart_coordinates, hinge_points, make_heart, tissue_map
 from echovlsm.phantom.beam import image_grid, sample_points, scan_convert
+from echovlsm.phantom.looks import LOOKS
 from echovlsm.phantom.patient import Patient, draw_patient, of_version, without_variation
 from echovlsm.phantom.versions import ORIGIN, check_making
 
