@@ -59,7 +59,8 @@ def ablation(records: Records) -> pd.DataFrame:
     arms = {name: kind for kind, name in WITHOUT.items()} | {PHANTOM: NOTHING}
     tried = [(name, arm, patients) for patients in (0, 5) for name, arm in arms.items()]
     rows = [({"without": name}, compare(records, "ablation", arm, PHANTOM, n)) for name, arm, n in tried]
-    return judge([named | found for named, found in rows if found])
+    told = [named | found for named, found in rows if found]
+    return judge(told if any(row["without"] != PHANTOM for row in told) else [])
 
 
 def tuned(records: Records) -> pd.DataFrame:

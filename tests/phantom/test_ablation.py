@@ -59,6 +59,8 @@ def test_rows_wait_for_their_runs(runs: list[Run], tmp_path: Path) -> None:
     assert ablation(_write(tmp_path / "none", [])).empty
     without = [run for run in runs if (run.arm, run.patients) != (PHANTOM, 0)]
     assert set(ablation(_write(tmp_path / "few", without))["patients"]) == {5}
+    budget = [run for run in runs if run.part == "budget"]
+    assert ablation(_write(tmp_path / "budget", budget)).empty, "nothing was left out yet"
     one = ablation(_write(tmp_path / "one", [run for run in runs if run.seed == 0]))
     assert set(one["verdict"]) == {"one seed"}
 
