@@ -40,7 +40,7 @@ class Walls:
     """Factor on the thickness of the side walls."""
     skirt: float = 0.0
     """How far they reach below the valve plane, beyond a little that all do."""
-    shell: tuple[float, float] = (2.2, 2.2)
+    pericardium: tuple[float, float] = (2.2, 2.2)
     """Thickness of the pericardium, left and right."""
     atrial: float = 2.5
     """Thickness of the atrium's wall and what shines around it."""
@@ -50,8 +50,8 @@ WALLS: dict[int, dict[str, Walls]] = {
     1: dict.fromkeys(VIEWS, Walls()),
     2: dict.fromkeys(VIEWS, Walls()),
     3: {
-        "2CH": Walls(side=1.27, skirt=3.5, shell=(9.0, 4.0), atrial=11.0),
-        "4CH": Walls(side=1.0, skirt=3.0, shell=(2.2, 6.0), atrial=10.0),
+        "2CH": Walls(side=1.27, skirt=3.5, pericardium=(9.0, 4.0), atrial=11.0),
+        "4CH": Walls(side=1.0, skirt=3.0, pericardium=(2.2, 6.0), atrial=10.0),
     },
 }
 """Of each version and view; those of version 3 follow masks and images of CAMUS."""
@@ -314,7 +314,7 @@ def tissue_map(heart: Heart, x: np.ndarray, y: np.ndarray, context: bool = True)
     if context:
         paint((u > outer_r + 7) & (q > -5), Tissue.LUNG)
         # pericardium: a thin shell around the wall, free side only in 4CH, and behind the atrium
-        shell = heart.walls.shell
+        shell = heart.walls.pericardium
         in_shell = (q > -4) & (q < 0.8 * heart.length) & (u < outer_r + shell[1])
         in_shell &= u > (outer_l if heart.view == "4CH" else outer_l - shell[0])
         paint(in_shell, Tissue.PERICARDIUM)

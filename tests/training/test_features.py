@@ -77,7 +77,8 @@ def test_loss_and_gradients_are_the_same_from_features(
     assert gradients.keys() == expected.keys()
     for key, gradient in gradients.items():
         scale = expected[key].abs().max().item()
-        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-3 * scale + 1e-7)
+        # the floor is rounding: a gradient near zero differs by as much on some processors
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-3 * scale + 1e-6)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
