@@ -30,9 +30,9 @@ DEPTH, OPENING = 160.0, 75
 """The sector whose beam is compared, in mm and degrees."""
 FOCUS = 0.6 * DEPTH
 SIMUS, PHANTOM = "SIMUS", "phantom {version}"
+"""Sources of rows."""
 DISTINCT = sorted({beam.BEAM[version]: version for version in reversed(VERSIONS)}.values())
 """Versions with a beam of their own."""
-"""Sources of rows."""
 DEPTHS, ANGLES, PERIODS = (30, 50, 80, 110, 140), (0, 15, 30, 36), 2
 """Of the point targets, in mm and degrees; periods of the transmitted pulse at the centre frequency."""
 OTHER_PULSES = (1, 3)
