@@ -43,7 +43,7 @@ def _images(settings: Settings) -> Iterator[Rate]:
     written = [4 * patients / seconds for seconds in median_of(write, settings.repeats(3))]
     name = f"phantom images, {size} px"
     cores = min(2, os.cpu_count() or 1)
-    yield Rate("phantom-drawn", f"{name}, drawn by one process", "images/s", drawn)
+    yield Rate("phantom-drawn", f"{name}, drawn by one process", "images/s", drawn, target=28)
     yield Rate(
         "phantom-written", f"{name}, drawn and written, {cores} processes", "images/s", written, target=20
     )

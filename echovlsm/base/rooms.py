@@ -36,7 +36,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "08_explorer": ("explorer",),
     "09_real_hearts": ("study",),
     "10_benchmarks": ("study",),
-    "11_phantom": ("phantom",),
+    "11_phantom": ("phantom", "study"),
 }
 """Notebook to the rooms that it shows."""
 
