@@ -29,7 +29,7 @@ _TESTS = {
     "synthetic vs real": "training on synthetic images in place of real ones",
     "PT-FT vs real": "pretraining on synthetic images before training on real ones",
 }
-_TOLD = ("09_real_hearts", "07_published", "06_results")
+_TOLD = ("09_real_hearts", "11_phantom", "07_published", "06_results")
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Iterable[object]], numbers: int = 0) -> str:
@@ -95,10 +95,11 @@ def finding(notebook: Any) -> str:
 def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) -> str:
     """What the book found, a sentence each with interval, cohort and link, as a box for its first page.
 
-    `notebooks` and `facts` are those of `questions`; the grid's finding is told where its page was executed.
+    `notebooks` and `facts` are those of `questions`; the phantom's and the grid's first findings are
+    told where their pages were executed.
     """
     records = answers.Records(root / STUDY)
-    real, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
+    real, phantom, paper, grid = (f"({{doc}}`chapter {name[:2]} </notebooks/{name}>`)" for name in _TOLD)
     lines = [f"**{answers.headline(records)}** {real}"]
     if (scores := recorded_scores(root)) is not None:
         (row,) = statistics.summary(scores.assign(every=""), ("every",), resamples=2000).to_dict("records")
@@ -107,6 +108,9 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
             f"{_scored_on(scores.attrs['record'])} with a mean Dice of {row['mean']:.3f} (95 % interval over "
             f"patients {row['low']:.3f} to {row['high']:.3f}; one training). {real}"
         )
+    said = {page: finding(notebook) for page, notebook in notebooks.items()}
+    if told := said.get(f"notebooks/{_TOLD[1]}"):
+        lines.append(f"{told} {phantom}")
     folder = root / "data" / "published" / "results"
     if folder.is_dir():
         head = published.load_results(folder)[0]["headline"].groupby("test", sort=False).first()
@@ -116,8 +120,7 @@ def found(root: Path, notebooks: Mapping[str, Any], facts: Iterable[PageFacts]) 
             f"{row['high']:+.2f}; one training each). {paper}"
             for test, row in head.iterrows()
         ]
-    page = f"notebooks/{_TOLD[2]}"
-    if page in notebooks and (told := finding(notebooks[page])):
+    if told := said.get(page := f"notebooks/{_TOLD[3]}"):
         (fact,) = (fact for fact in facts if fact.page == page)
         lines.append(f"On {fact.cohort}, {fact.scale} scale, which says nothing about hearts: {told} {grid}")
     points = "\n".join(f"- {line}" for line in lines)

@@ -119,13 +119,16 @@ def test_the_first_page_draws_the_budget_that_is_on_record(tmp_path: Path) -> No
 
 
 def test_the_first_page_tells_findings_with_interval_cohort_and_link() -> None:
-    page = "notebooks/06_results"
-    notebook = nbformat.v4.new_notebook()
-    output = nbformat.v4.new_output("execute_result", {"text/markdown": "- Words help."})
-    notebook.cells = [nbformat.v4.new_code_cell("x", outputs=[output], metadata={"tags": ["finding"]})]
+    page, phantom = "notebooks/06_results", "notebooks/11_phantom"
+    notebooks = {}
+    for name, told in ((page, "- Words help."), (phantom, "- Speckle teaches.\n- Context does not.")):
+        output = nbformat.v4.new_output("execute_result", {"text/markdown": told})
+        cell = nbformat.v4.new_code_cell("x", outputs=[output], metadata={"tags": ["finding"]})
+        notebooks[name] = nbformat.v4.new_notebook(cells=[cell])
     facts = [PageFacts(page, scale="smoke", cohort="phantom-smoke (phantom)")]
-    points = book_tables.found(ROOT, {page: notebook}, facts).split("\n- ")[1:]
-    assert len(points) == 5
+    points = book_tables.found(ROOT, notebooks, facts).split("\n- ")[1:]
+    assert len(points) == 6
+    assert points.pop(2) == f"Speckle teaches. ({{doc}}`chapter 11 </{phantom}>`)"
     for point in points:
         assert re.search(r"\(\{doc\}`chapter \d\d </notebooks/\w+>`\)$", point.split("\n:::")[0])
     for point in points[1:4]:
