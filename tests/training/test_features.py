@@ -75,10 +75,11 @@ def test_loss_and_gradients_are_the_same_from_features(
     (plain, expected), (kept, gradients) = found
     torch.testing.assert_close(kept, plain, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == expected.keys()
+    scales = {key: value.abs().max().item() for key, value in expected.items()}
+    # the floor is rounding: what is near zero beside the largest gradient differs by it on some processors
+    floor = 3e-4 * max(scales.values())
     for key, gradient in gradients.items():
-        scale = expected[key].abs().max().item()
-        # the floor is rounding: a gradient near zero differs by as much on some processors
-        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-3 * scale + 1e-6)
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-3 * scales[key] + floor)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
